@@ -1,0 +1,209 @@
+"""The signal: rewards -> shaping -> weighting -> advantages, as one callable.
+
+Each part is a stage (see `guerdon.stages`) and can be swapped alone. What every component contributed is kept, so that
+the ledger can say where an advantage came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from guerdon.errors import RecipeError, ShapeError, nearest
+from guerdon.rewards.scoring import Scores, score
+from guerdon.rollout import Rollout
+from guerdon.stages import call, check, label, outputs, signature, wants
+
+Stage = Callable[..., Any]
+
+
+class Signal(nn.Module):
+    """Turn samples into advantages.
+
+    The state of a signal is that of its stages with state (running moments, multipliers, posteriors): they are
+    submodules, so `state_dict` holds all of it.
+
+    Args:
+        rewards: component name -> reward function, or a sequence of functions named by themselves.
+        shaping: component name -> stages applied to that component's scores [P, G] in order; `"*"` for all components.
+        weighting: from `scores` [P, G, K] to `rewards`; None weighs every component with 1.
+        advantage: from `rewards` to `advantages`; None for objectives that read rewards directly.
+        watch: rewards that are scored and recorded, and never trained on.
+        on_bad_score: `stop` raises on a score that is no finite number, `drop` leaves the sample out.
+
+    Raises:
+        RecipeError: shaping names a component that is not there.
+
+    Example:
+        >>> import torch
+        >>> from guerdon.advantages import grpo
+        >>> from guerdon.rollout import Rollout
+        >>> def length(samples): return [[float(len(s)) for s in group] for group in samples]
+        >>> rollout = Rollout(["p"], [["a", "bbb"]], torch.ones(1, 2, 3).bool(), torch.zeros(1, 2, 3))
+        >>> Signal(rewards=[length], advantage=grpo)(rollout).advantages.round(decimals=2)
+        tensor([[-0.7100,  0.7100]])
+    """
+
+    def __init__(
+        self,
+        *,
+        rewards: Mapping[str, Stage] | Sequence[Stage],
+        shaping: Mapping[str, Sequence[Stage]] | None = None,
+        weighting: Stage | None = None,
+        advantage: Stage | None = None,
+        watch: Mapping[str, Stage] | None = None,
+        on_bad_score: Literal["stop", "drop"] = "stop",
+    ) -> None:
+        super().__init__()
+        if not isinstance(rewards, Mapping):
+            rewards = {label(reward).split(".")[-1]: reward for reward in rewards}
+        self.rewards: dict[str, Stage] = dict(rewards)
+        self.watch: dict[str, Stage] = dict(watch or {})
+        shaping = dict(shaping or {})
+        for name in shaping:
+            if name != "*" and name not in self.rewards:
+                raise RecipeError(
+                    f"shaping.{name}: there is no reward of that name.{nearest(name, self.rewards)} "
+                    f"There are: {', '.join(self.rewards)}."
+                )
+        shared = list(shaping.get("*", ()))
+        self.shaping = {name: [*shared, *shaping.get(name, ())] for name in self.rewards}
+        self.weighting = weighting
+        self.advantage = advantage
+        self.on_bad_score: Literal["stop", "drop"] = on_bad_score
+        # stages with state must be submodules for state_dict to hold them; dictionaries of functions are not searched
+        self.stateful = nn.ModuleDict(
+            {name: stage for name, stage in self._named_stages() if isinstance(stage, nn.Module)}
+        )
+
+    def _named_stages(self) -> Iterable[tuple[str, Stage]]:
+        for name, reward in self.rewards.items():
+            yield f"rewards_{name}", reward
+        for name, reward in self.watch.items():
+            yield f"watch_{name}", reward
+        seen: set[int] = set()
+        for name, stages in self.shaping.items():
+            for position, stage in enumerate(stages):
+                if id(stage) not in seen:
+                    seen.add(id(stage))
+                    yield f"shaping_{name}_{position}", stage
+        if self.weighting is not None:
+            yield "weighting_stage", self.weighting
+        if self.advantage is not None:
+            yield "advantage_stage", self.advantage
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The K component names."""
+        return tuple(self.rewards)
+
+    def needs(self, field: str) -> bool:
+        """Whether any stage asks for a costly field such as `logp_ref` or `values`."""
+        return any(wants(stage, field) for _, stage in self._named_stages())
+
+    def check(self, available: Iterable[str]) -> set[str]:
+        """Check before training that every stage will find the fields it names.
+
+        Args:
+            available: names the policy and the data provide.
+
+        Returns:
+            All names that will be there after the signal.
+
+        Raises:
+            BindingError: naming the stage, the field and the fields there are.
+        """
+        there = set(available)
+        for name, reward in (self.rewards | self.watch).items():
+            flat = {"prompts", "completions", "completion_ids"} if "completions" in signature(reward).fields else set()
+            there |= set(check(reward, there | flat, f"reward {name!r}").outputs) - {"scores"}
+        there |= {"scores", "score_names", "outcomes"}
+        for name, stages in self.shaping.items():
+            for stage in stages:
+                there |= set(check(stage, there, f"shaping of {name!r}").outputs)
+        if self.weighting is not None:
+            there |= set(check(self.weighting, there).outputs)
+        there |= {"rewards", "weights"}
+        if self.advantage is not None:
+            there |= set(check(self.advantage, there).outputs) | {"advantages"}
+        return there
+
+    def forward(self, rollout: Rollout) -> Rollout:
+        """Score and assign: fills `scores`, `outcomes`, `rewards` and `advantages`."""
+        return self.assign(self.score(rollout))
+
+    def score(self, rollout: Rollout) -> Rollout:
+        """Call the rewards: fills `scores` [P, G, K], `score_names` and `outcomes`.
+
+        Raises:
+            ScoreError: see `guerdon.rewards.scoring.score`.
+        """
+        found = score(self.rewards, rollout, on_bad_score=self.on_bad_score)
+        extras = {**found.extras, "dropped": _by_prompt(found, len(rollout))}
+        if self.watch:
+            extras["watched"] = score(self.watch, rollout, on_bad_score="drop").scores
+        produced = {"scores": found.scores, "score_names": self.score_names, "outcomes": found.outcomes, **extras}
+        return rollout.update(produced)
+
+    @torch.no_grad()
+    def weigh(self, rollout: Rollout) -> Rollout:
+        """From scores to rewards: fills `rewards`, and `shaped` [P, G, K] and `weights`, which the ledger reads."""
+        if rollout.scores is None:
+            raise ShapeError("signal.weigh: the rollout has no scores; call signal.score first.")
+        fields = rollout.available()
+        produced: dict[str, Any] = {}
+        shaped = []
+        for k, name in enumerate(rollout.score_names):
+            column = rollout.scores[..., k]
+            for stage in self.shaping[name]:
+                found = outputs(call(stage, {**fields, **produced, "scores": column}, f"shaping of {name!r}"), "scores")
+                column = found.pop("scores")
+                produced |= found
+            shaped.append(column)
+        produced["shaped"] = torch.stack(shaped, dim=-1)
+        if self.weighting is None:
+            weighted = {"rewards": _nansum(produced["shaped"])}
+        else:
+            fields |= {**produced, "scores": produced["shaped"], "score_names": rollout.score_names}
+            weighted = outputs(call(self.weighting, fields), "rewards")
+        weighted.setdefault("weights", produced["shaped"].new_ones(len(shaped)))
+        for p, faults in enumerate(rollout.extras.get("dropped", ())):
+            for fault in faults:
+                weighted["rewards"][p, fault.sample] = torch.nan
+        return rollout.update({**produced, **weighted})
+
+    @torch.no_grad()
+    def assign(self, rollout: Rollout) -> Rollout:
+        """From scores to advantages: fills `rewards` and `advantages`.
+
+        All prompts of the batch must be in the rollout: some stages compare prompts with one another.
+        """
+        rollout = self.weigh(rollout)
+        if self.advantage is None:
+            return rollout
+        # a stage that combines components itself reads the shaped scores
+        fields = rollout.available() | {"scores": rollout.extras["shaped"]}
+        return rollout.update(outputs(call(self.advantage, fields), "advantages"))
+
+    def observe(self, fields: Mapping[str, Any]) -> None:
+        """Let stages with state learn from what happened, after an update."""
+        for stage in self.stateful.values():
+            if hasattr(stage, "observe"):
+                call(stage, fields, method="observe")
+
+
+def _by_prompt(found: Scores, count: int) -> list[list[Any]]:
+    rows: list[list[Any]] = [[] for _ in range(count)]
+    for fault in found.dropped:
+        rows[fault.prompt].append(fault)
+    return rows
+
+
+def _nansum(scores: Tensor) -> Tensor:
+    total = scores.nansum(-1)
+    return total.masked_fill(scores.isnan().all(-1), torch.nan)
+
+

@@ -1,0 +1,14 @@
+"""The loops: they move records along the road and know no method and no domain."""
+
+from guerdon.stages import lazy
+
+MEMBERS = {
+    "Online": "online",
+    "Supervised": "supervised",
+    "Optim": "optimisation",
+    "evaluate": "evaluation",
+    "train": "run",
+    "resume": "run",
+}
+__getattr__, __dir__ = lazy(__name__, MEMBERS)
+__all__ = list(MEMBERS)

@@ -1,0 +1,92 @@
+"""Scoring a policy on held-out prompts, without learning from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from guerdon.rollout import Rollout, join
+from guerdon.signal import Signal
+from guerdon.training.online import mix_seed
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        metrics: `eval/greedy/<component>` and `eval/sampled/<component>`: mean raw score.
+        rollouts: mode -> the samples with their scores, [P][1] or [P][samples].
+    """
+
+    metrics: dict[str, float]
+    rollouts: dict[str, Rollout]
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Any,
+    rows: Sequence[Mapping[str, Any]],
+    signal: Signal,
+    *,
+    greedy: bool = True,
+    samples: int = 1,
+    batch: int = 512,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> Evaluation:
+    """Mean score of every component on held-out rows.
+
+    Args:
+        policy: the policy, or what accelerate wrapped it into.
+        rows: held-out data rows; shared out over the processes.
+        signal: whose rewards (and watched rewards) are called.
+        greedy: take the most likely step everywhere, once a prompt.
+        samples: samples a prompt at the policy's temperature; 0 = none.
+        batch: prompts sampled at a time and process.
+        seed: of the samples; the same seed gives the same samples from the same policy.
+        accelerator: the processes to share the work.
+
+    Returns:
+        The same metrics on every process.
+
+    Raises:
+        ScoreError: a reward failed and the signal says `stop`.
+    """
+    modes = ([("greedy", 1)] if greedy else []) + ([("sampled", samples)] if samples else [])
+    metrics: dict[str, float] = {}
+    rollouts: dict[str, Rollout] = {}
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    for mode, size in modes:
+        parts = []
+        for chunk in _chunks(len(rows), batch * processes):
+            # every process takes part in every round, so that sharded models stay in step
+            mine = chunk[rank::processes] or chunk[:1]
+            picked = [rows[i] for i in mine]
+            prompts = [row["prompt"] for row in picked]
+            seeds = [mix_seed(seed, i, 1) for i in mine]
+            rollout = policy(prompts, size, seeds, greedy=mode == "greedy", kind="sample")
+            columns = {name: [row.get(name) for row in picked] for name in picked[0] if name != "prompt"}
+            rollout = rollout.update({"columns": columns, "indices": list(mine), "steps": {}})
+            parts.append(signal.score(rollout))
+        found = join(parts)
+        if processes > 1:
+            found = join(gather_object([found.to("cpu")]))
+            first = {index: position for position, index in reversed(list(enumerate(found.indices)))}
+            found = found.select([first[i] for i in range(len(rows))])
+        rollouts[mode] = found
+        assert found.scores is not None
+        for k, name in enumerate(found.score_names):
+            metrics[f"eval/{mode}/{name}"] = found.scores[..., k].nanmean().item()
+        for k, name in enumerate(signal.watch):
+            metrics[f"eval/{mode}/{name}"] = found.extras["watched"][..., k].nanmean().item()
+        metrics[f"eval/{mode}/length"] = found.mask.sum(-1).float().mean().item()
+    return Evaluation(metrics, rollouts)
+
+
+def _chunks(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))

@@ -1,0 +1,451 @@
+"""The online loop: sample, score, assign, update.
+
+One step draws P prompts, samples G times each, turns the samples into advantages by a `Signal`, and makes `passes` passes
+over `mini_batches` of whole groups. The gradient is that of sum(total) / sum(count) over the mini-batch, so it depends
+neither on the micro-batch size nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from guerdon.errors import DataError, NumericsError, RecipeError, ShapeError
+from guerdon.ledger import Attribution, attribute
+from guerdon.objectives.loss import Loss
+from guerdon.rollout import Rollout, join
+from guerdon.sampling.uniform import uniform
+from guerdon.signal import Signal
+from guerdon.stages import call, check, wants
+from guerdon.training.checkpoint import LoopState, collect, restore
+from guerdon.training.optimisation import Optim
+from guerdon.training.policy import PolicyOutput
+
+
+class StepResult(NamedTuple):
+    """What one step did.
+
+    Attributes:
+        step: its number, from 1.
+        metrics: flat name -> number, the same on every process.
+        rollout: all prompts of the step, without what the policy needs to score them again.
+        attribution: the advantages split over the reward components.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    rollout: Rollout
+    attribution: Attribution
+
+
+class Online:
+    """Train a policy on rewards of its own samples.
+
+    Args:
+        policy: see `guerdon.training.policy.Policy`; with `keep_reference()` called where a stage reads `logp_ref`.
+        rows: data rows; `prompt` is handed to the policy, the other columns to the stages.
+        signal: from samples to advantages.
+        objective: from log-probabilities and advantages to a `Loss`.
+        sampler: which prompts to draw; uniform without replacement by default.
+        prompts_per_step: P, over all processes.
+        group_size: G.
+        passes: how often each sample is learnt from.
+        mini_batches: updates per pass; each holds whole groups.
+        micro_batch: prompts per forward pass and process, bounds memory and changes nothing else; None = all.
+        old_logp: `sampler` takes the log-probabilities found while sampling as those of the old policy; `recompute`
+            scores the samples once more with the training code (worth its time where the two differ, as in bf16).
+            With a single update per step the two are the same and ratios are exactly 1.
+        optim: optimiser settings.
+        steps: length of the whole run, for the schedule.
+        seed: of everything random in the loop.
+        accelerator: processes, device and precision; a plain one by default.
+
+    Raises:
+        RecipeError: sizes do not divide.
+        BindingError: a stage asks for a field that will not be there.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        rows: Sequence[Mapping[str, Any]],
+        signal: Signal,
+        objective: Callable[..., Loss],
+        *,
+        sampler: Any = None,
+        prompts_per_step: int = 8,
+        group_size: int = 8,
+        passes: int = 1,
+        mini_batches: int = 1,
+        micro_batch: int | None = None,
+        old_logp: Literal["sampler", "recompute"] = "sampler",
+        optim: Optim | None = None,
+        steps: int = 1000,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.accelerator = accelerator or Accelerator()
+        self.processes = self.accelerator.num_processes
+        self.rank = self.accelerator.process_index
+        _check_sizes(prompts_per_step, mini_batches, self.processes)
+        self.policy = policy
+        self.rows = rows
+        self.signal = signal.to(self.accelerator.device)
+        self.objective = objective
+        self.sampler = sampler if sampler is not None else uniform()
+        self.sampler.prepare(data_length(rows), seed)
+        self.prompts_per_step, self.group_size = prompts_per_step, group_size
+        self.passes, self.mini_batches, self.micro_batch = passes, mini_batches, micro_batch
+        self.old_logp = old_logp
+        self.settings = optim or Optim()
+        self.seed = seed
+        self.steps_done = 0
+        self.needs_reference = signal.needs("logp_ref") or wants(objective, "logp_ref")
+        self.has_critic = bool(getattr(policy, "has_critic", False))
+        self._check_fields()
+        optimizer, schedule = self.settings.build(policy.parameters(), steps * passes * mini_batches)
+        self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        # not prepared by accelerate: that would step it once per process, and a schedule counts updates of the run
+        self.schedule = schedule
+        self.trained = [p for p in policy.parameters() if p.requires_grad]
+
+    def _check_fields(self) -> None:
+        there = {"prompts", "samples", "mask", "logp_old", "lengths", "indices", *self.rows[0], *self.policy_fields}
+        if self.needs_reference:
+            there.add("logp_ref")
+        if self.has_critic:
+            there.add("values")
+        there = self.signal.check(there)
+        check(self.objective, there | {"logp", "entropy"} | ({"values_old"} if self.has_critic else set()))
+
+    @property
+    def policy_fields(self) -> set[str]:
+        """Further fields that the policy's rollouts carry."""
+        return set(getattr(self.policy, "fields", ()))
+
+    def step(self) -> StepResult:
+        """Make one step.
+
+        Raises:
+            ScoreError: a reward failed and the signal says `stop`.
+            NumericsError: the loss or its gradient is not finite; the policy is left as it was.
+        """
+        clock = _Clock()
+        rollout, everything, draws = self._gather_groups(clock)
+        with clock("update"):
+            learned = self._update(rollout)
+        self.steps_done += 1
+        with clock("reward"):
+            attribution = attribute(everything)
+            fields = everything.available() | {"step": self.steps_done}
+            self.signal.observe(fields)
+            for stage in (self.objective, self.sampler):
+                if hasattr(stage, "observe"):
+                    call(stage, fields, method="observe")
+        metrics = {**_describe(everything, attribution, tuple(self.signal.watch)), **learned, "draws": float(draws), **clock.seconds()}
+        metrics["tokens_per_s"] = metrics["tokens"] / max(clock.total(), 1e-9)
+        return StepResult(self.steps_done, metrics, everything, attribution)
+
+    def _gather_groups(self, clock: _Clock) -> tuple[Rollout, Rollout, int]:
+        """Sample and score until the sampler has its prompts: this process's share, all of it, and rounds made."""
+        whole_rounds = self.sampler.draws_max == 1
+        kept: list[Rollout] = []
+        share: Rollout | None = None
+        count = draws = 0
+        while count < self.prompts_per_step and draws < self.sampler.draws_max:
+            mine = self._rollout(draws, clock)
+            draws += 1
+            with clock("reward"):
+                mine = self.signal.score(mine)
+                share = mine
+                found = self._gather(mine, with_steps=not whole_rounds)
+                keep = call(self.sampler, found.available(), method="keep")
+                positions = keep.nonzero().flatten().tolist()
+                kept.append(found if len(positions) == len(found) else found.select(positions))
+                count += len(positions)
+        with clock("reward"):
+            everything = join([k for k in kept if len(k)] or kept[:1])
+            if len(everything) > self.prompts_per_step:
+                everything = everything.select(slice(0, self.prompts_per_step))
+            if len(everything) < self.prompts_per_step:
+                everything = self._shortage(everything)
+            everything = self.signal.assign(everything)
+            size = len(everything) // self.processes
+            own = everything.select(slice(self.rank * size, (self.rank + 1) * size))
+            if whole_rounds:
+                assert share is not None
+                own = replace(own, steps=share.extend(own.mask.shape[2]).steps)
+            else:
+                everything = replace(everything, steps={})
+        return own, everything, draws
+
+    def _shortage(self, found: Rollout) -> Rollout:
+        """Fewer groups than wanted: the sampler decides; what is trained on must still divide."""
+        self.sampler.shortage(len(found), self.prompts_per_step)
+        parts = self.processes * self.mini_batches
+        usable = len(found) // parts * parts
+        if usable == 0:
+            raise DataError(
+                f"sampling: {len(found)} of {self.prompts_per_step} groups were kept, too few for {parts} mini-batches and "
+                "processes. Raise max_draws, or change the data."
+            )
+        return found.select(slice(0, usable))
+
+    def _rollout(self, draw: int, clock: _Clock) -> Rollout:
+        indices = self.sampler.draw(self.prompts_per_step)
+        size = len(indices) // self.processes
+        block = range(self.rank * size, (self.rank + 1) * size)
+        rows = [self.rows[indices[i]] for i in block]
+        seeds = [mix_seed(self.seed, self.steps_done, draw, i) for i in block]
+        with clock("sample"):
+            prompts = [row["prompt"] for row in rows]
+            rollout = self.module(prompts, self.group_size, seeds, kind="sample")
+            columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
+            rollout = rollout.update({"columns": columns, "indices": [indices[i] for i in block]})
+        with clock("score"):
+            return self._rescore(rollout)
+
+    @torch.no_grad()
+    def _rescore(self, rollout: Rollout) -> Rollout:
+        """Add what stages ask for and sampling did not give: reference, critic, recomputed log-probabilities."""
+        produced: dict[str, Tensor] = {}
+        chunks = list(self._micro_batches(rollout))
+        if self.needs_reference:
+            produced["logp_ref"] = _cat([self._reference(chunk) for chunk in chunks], rollout)
+        if self.has_critic or (self.old_logp == "recompute" and not self._on_policy):
+            found = [self.module(chunk.steps, chunk.mask) for chunk in chunks]
+            if self.has_critic:
+                produced["values"] = _cat([f.values for f in found], rollout)
+            if self.old_logp == "recompute":
+                produced["logp_old"] = _cat([f.logp for f in found], rollout)
+        return rollout.update(produced)
+
+    def _reference(self, chunk: Rollout) -> Tensor:
+        return self.module(chunk.steps, chunk.mask, kind="reference")
+
+    @property
+    def _on_policy(self) -> bool:
+        return self.passes * self.mini_batches == 1
+
+    def _gather(self, mine: Rollout, *, with_steps: bool) -> Rollout:
+        slim = mine if with_steps else replace(mine, steps={})
+        if self.processes == 1:
+            return slim
+        return join(gather_object([slim.to("cpu")])).to(self.accelerator.device)
+
+    def _micro_batches(self, rollout: Rollout) -> Iterator[Rollout]:
+        size = self.micro_batch or max(len(rollout), 1)
+        for start in range(0, len(rollout), size):
+            yield rollout.select(slice(start, start + size)).trim()
+
+    def _update(self, rollout: Rollout) -> dict[str, float]:
+        """Learn from a rollout: passes over mini-batches of whole groups."""
+        record = _Averages()
+        for _ in range(self.passes):
+            for k in range(self.mini_batches):
+                # every mini_batches-th prompt: the same prompts whatever the number of processes
+                batch = rollout if self.mini_batches == 1 else rollout.select(slice(k, None, self.mini_batches))
+                self._update_once(batch, record)
+        return record.result(self.accelerator)
+
+    def _update_once(self, batch: Rollout, record: _Averages) -> None:
+        count = self._count(batch)
+        scale = self.processes / count.clamp(min=1.0)
+        chunks = list(self._micro_batches(batch))
+        seen = torch.zeros_like(count)
+        total = torch.zeros_like(count)
+        for i, chunk in enumerate(chunks):
+            last = i == len(chunks) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                out: PolicyOutput = self.module(chunk.steps, chunk.mask)
+                loss = self._loss(chunk, out)
+                self.accelerator.backward(loss.total * scale)
+            seen += loss.count.detach().to(count.dtype)
+            total += loss.total.detach().to(total.dtype)
+            record.add(loss.metrics, chunk, out)
+        total, seen = self._sum_over_processes(torch.stack([total, seen]))
+        if not torch.allclose(seen, count, rtol=1e-6):
+            raise RecipeError(
+                f"objective: its count was {count.item():g} for the whole mini-batch and {seen.item():g} over the "
+                "micro-batches. A count may depend on masks and rewards, never on logp or on the other groups."
+            )
+        clip = self.settings.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
+        if not (torch.isfinite(norm) and torch.isfinite(total)):
+            self.optimizer.zero_grad()
+            raise NumericsError(
+                f"step {self.steps_done + 1}: loss {total.item() / max(count.item(), 1):g}, gradient norm {norm.item():g}. "
+                "The policy was not changed. Lower the learning rate, clip log-ratios, or look at the step's rewards."
+            )
+        self.optimizer.step()
+        record.number("lr", self.optimizer.param_groups[0]["lr"])
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        record.number("loss", (total / count.clamp(min=1.0)).item())
+        record.number("grad_norm", norm.item())
+
+    def _loss(self, chunk: Rollout, out: PolicyOutput) -> Loss:
+        logp_old = out.logp.detach() if self._on_policy else chunk.logp_old
+        fields = chunk.available() | {"logp": out.logp, "logp_old": logp_old}
+        if out.entropy is not None:
+            fields["entropy"] = out.entropy
+        if out.values is not None:
+            fields |= {"values": out.values, "values_old": chunk.values}
+        return call(self.objective, fields)
+
+    @torch.no_grad()
+    def _count(self, batch: Rollout) -> Tensor:
+        """The mini-batch's denominator over all processes, found beforehand so that one backward pass is enough."""
+        blank = PolicyOutput(batch.logp_old, torch.zeros_like(batch.logp_old), batch.values)
+        count = self._loss(batch, blank).count.detach().to(torch.float32).reshape(())
+        return self._sum_over_processes(count)
+
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
+        return value if self.processes == 1 else self.accelerator.reduce(value, reduction="sum")
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {"sampler": self.sampler, "signal": self.signal}
+        if isinstance(self.objective, nn.Module):
+            modules["objective"] = self.objective
+        return modules
+
+    def state(self) -> LoopState:
+        """All that a resumed loop needs beside the policy's weights."""
+        state = collect(self._modules(), self.optimizer, self.schedule)
+        return LoopState(state.tensors, {**state.facts, "steps_done": self.steps_done})
+
+    def load_state(self, state: LoopState) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            CheckpointError: it is of other stages or another optimiser.
+        """
+        restore(state, self._modules(), self.optimizer, self.schedule)
+        self.steps_done = state.facts["steps_done"]
+
+
+def _check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
+    if prompts % (mini_batches * processes):
+        raise RecipeError(
+            f"prompts_per_step = {prompts} must be a multiple of mini_batches x processes = {mini_batches} x {processes}: "
+            "every process and every mini-batch holds whole groups."
+        )
+
+
+def data_length(rows: Sequence[Any]) -> int | None:
+    try:
+        return len(rows)
+    except (TypeError, OverflowError):
+        return None
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers, the same on every machine."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _cat(parts: list[Tensor], rollout: Rollout) -> Tensor:
+    """Micro-batches were trimmed to their longest sample: put them back to the rollout's length."""
+    length = rollout.mask.shape[2]
+    return torch.cat([torch.nn.functional.pad(part, [0, length - part.shape[2]]) for part in parts])
+
+
+def _describe(rollout: Rollout, attribution: Attribution, watch: tuple[str, ...]) -> dict[str, float]:
+    """What a step's samples were like, as flat numbers."""
+    rewards = rollout.rewards
+    if rewards is None:
+        raise ShapeError("online: the signal gave no rewards.")
+    if rewards.ndim == 3:
+        rewards = torch.where(rollout.mask, rewards, 0).sum(-1)
+    lengths = rollout.mask.sum(-1)
+    scored = rewards[~rewards.isnan()]
+    metrics = {
+        "reward": scored.mean().item() if len(scored) else float("nan"),
+        "reward_std": scored.std(unbiased=False).item() if len(scored) else float("nan"),
+        "constant_groups": attribution.constant.float().mean().item(),
+        "dropped": float(sum(len(row) for row in rollout.extras.get("dropped", ()))),
+        "length": lengths.float().mean().item(),
+        "length_max": float(lengths.max().item()),
+        "tokens": float(lengths.sum().item()),
+    }
+    if "truncated" in rollout.extras:
+        metrics["truncated"] = rollout.extras["truncated"].float().mean().item()
+    shaped, weights = rollout.extras["shaped"], rollout.extras["weights"]
+    moved = attribution.contributions.abs().sum((0, 1))
+    total = moved.sum() + attribution.remainder.abs().sum()
+    assert rollout.scores is not None
+    for k, name in enumerate(rollout.score_names):
+        metrics[f"score/{name}"] = rollout.scores[..., k].nanmean().item()
+        metrics[f"shaped/{name}"] = shaped[..., k].nanmean().item()
+        metrics[f"weight/{name}"] = weights[..., k].float().mean().item()
+        metrics[f"share/{name}"] = (moved[k] / total.clamp(min=1e-12)).item()
+    for k, name in enumerate(watch):
+        metrics[f"watch/{name}"] = rollout.extras["watched"][..., k].nanmean().item()
+    return metrics
+
+
+class _Averages:
+    """Means of metrics over the micro-batches of a step, weighted by their prompts; names in `_max` keep the largest."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.prompts = 0
+        self.numbers: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, Tensor], chunk: Rollout, out: PolicyOutput) -> None:
+        live = chunk.mask.sum().clamp(min=1)
+        gap = torch.where(chunk.mask, out.logp.detach() - chunk.logp_old, 0).abs().amax()
+        found = {**metrics, "logp_gap_max": gap}
+        if out.entropy is not None:
+            found["entropy"] = torch.where(chunk.mask, out.entropy.detach(), 0).sum() / live
+        for name, value in found.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=chunk.mask.device)
+            if name.endswith("_max"):
+                self.sums[name] = torch.maximum(self.sums[name], value) if name in self.sums else value
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + value * len(chunk)
+        self.prompts += len(chunk)
+
+    def number(self, name: str, value: float) -> None:
+        self.numbers[name] = value
+
+    def result(self, accelerator: Accelerator) -> dict[str, float]:
+        names = sorted(self.sums)
+        values = torch.stack([self.sums[n] if n.endswith("_max") else self.sums[n] / max(self.prompts, 1) for n in names])
+        if accelerator.num_processes > 1:
+            stacked = accelerator.gather(values[None])
+            largest = torch.tensor([n.endswith("_max") for n in names], device=values.device)
+            values = torch.where(largest, stacked.amax(0), stacked.mean(0))
+        return {**dict(zip(names, values.tolist(), strict=True)), **self.numbers}
+
+
+class _Clock:
+    """Wall seconds by phase."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self.start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[phase] += time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        return {f"seconds/{name}": value for name, value in self.spent.items()}
+
+    def total(self) -> float:
+        return time.perf_counter() - self.start

@@ -1,0 +1,65 @@
+"""The optimiser of a loop: AdamW or SGD with a schedule, from plain settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Settings of an optimiser.
+
+    Attributes:
+        name: `adamw` or `sgd`.
+        lr: peak learning rate.
+        betas: AdamW's two decay rates; the first is SGD's momentum.
+        eps: AdamW's eps.
+        weight_decay: decoupled, on every trained parameter.
+        schedule: what follows the warm-up: `constant`, or down to 0 over the run: `linear`, `cosine`.
+        warmup_steps: updates over which the rate rises linearly from 0.
+        clip_norm: largest gradient norm; None = not clipped.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    clip_norm: float | None = 1.0
+
+    def build(self, parameters: Iterable[nn.Parameter], updates: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """Make the optimiser and its schedule.
+
+        Args:
+            parameters: those to train; the ones without `requires_grad` are left out.
+            updates: optimiser updates of the whole run (not of one process), the schedule's length.
+        """
+        trained = [p for p in parameters if p.requires_grad]
+        if self.name == "adamw":
+            # fused: one kernel an update instead of a dozen a parameter, on CPU as on GPU
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                trained, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+            )
+        else:
+            optimizer = torch.optim.SGD(trained, lr=self.lr, momentum=self.betas[0], weight_decay=self.weight_decay)
+
+        def factor(update: int) -> float:
+            if update < self.warmup_steps:
+                return (update + 1) / self.warmup_steps
+            progress = min((update - self.warmup_steps) / max(updates - self.warmup_steps, 1), 1.0)
+            if self.schedule == "linear":
+                return 1.0 - progress
+            if self.schedule == "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * progress))
+            return 1.0
+
+        return optimizer, LambdaLR(optimizer, factor)

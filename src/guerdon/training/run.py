@@ -1,0 +1,377 @@
+"""From a recipe to a run directory: build the parts, run the loop, write records and checkpoints, go on after a stop."""
+
+from __future__ import annotations
+
+import importlib
+import signal as signals
+import threading
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+
+from guerdon.components import build
+from guerdon.errors import CheckpointError, RecipeError
+from guerdon.recipes.schema import Recipe, dump, load_recipe
+from guerdon.signal import Signal
+from guerdon.stages import signature, wants
+from guerdon.training import checkpoint
+from guerdon.training.evaluation import Evaluation, evaluate
+from guerdon.training.online import Online
+from guerdon.training.optimisation import Optim
+from guerdon.training.progress import Display
+from guerdon.training.records import Records
+from guerdon.training.supervised import Supervised
+
+# a domain gives the runner its policy and its rows; the loops never see it
+DOMAINS = {"language": "guerdon.language.domain"}
+
+
+def train(recipe: Recipe, name: str | None = None) -> Path:
+    """Run a recipe from its beginning.
+
+    Args:
+        recipe: complete and checked, from `guerdon.recipes.schema.load_recipe`.
+        name: what to call the run when the recipe gives no `run.name`; time is added.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        GuerdonError: whatever went wrong; the run directory says so too and its checkpoints stay readable.
+    """
+    accelerator = _accelerator(recipe)
+    wanted = recipe.run.name or f"{name or recipe.loop}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = [str(Path(recipe.run.directory) / wanted)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    run = Path(chosen[0])
+    if accelerator.is_main_process:
+        if (run / "recipe.yaml").exists():
+            raise RecipeError(f"run.name: {run} holds a run already. Choose another name, or: guerdon resume {run}")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return _Runner(recipe, run, accelerator).execute()
+
+
+def resume(run: Path | str, overrides: Iterable[str] = (), from_step: int | None = None) -> Path:
+    """Go on with a run as if it had never stopped.
+
+    Args:
+        run: its directory.
+        overrides: settings to change, such as `["--steps", "400"]`.
+        from_step: the checkpoint to start from; None = the newest.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        CheckpointError: there is no run, or its checkpoint is damaged.
+    """
+    run = Path(run)
+    if not (run / "recipe.yaml").is_file():
+        raise CheckpointError(f"{run} is no run directory: it has no recipe.yaml.")
+    recipe = load_recipe(run / "recipe.yaml", overrides)
+    accelerator = _accelerator(recipe)
+    if accelerator.is_main_process:
+        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    return _Runner(recipe, run, accelerator, resumed=True, from_step=from_step).execute()
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    trackers: Any = recipe.run.trackers or None
+    return Accelerator(mixed_precision=recipe.run.mixed_precision, log_with=trackers, project_dir=recipe.run.directory)
+
+
+class _Runner:
+    """One execution of a run: from its beginning or from a checkpoint, to its end or a stop."""
+
+    def __init__(
+        self, recipe: Recipe, run: Path, accelerator: Accelerator, *, resumed: bool = False, from_step: int | None = None
+    ) -> None:
+        self.recipe, self.run, self.accelerator, self.resumed = recipe, run, accelerator, resumed
+        self.from_step = from_step
+        self.main = accelerator.is_main_process
+        self.domain = importlib.import_module(DOMAINS[recipe.policy.kind])
+        self.records = Records(run, enabled=self.main)
+        self.step = 0
+        self.elapsed_before = 0.0
+        self.start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return self.elapsed_before + time.perf_counter() - self.start
+
+    def execute(self) -> Path:
+        state, reason = "failed", ""
+        try:
+            self.records.status("running", self.step, self.recipe.steps)
+            self.records.environment(self.accelerator.num_processes, str(self.accelerator.device))
+            set_seed(self.recipe.seed)
+            with _Interrupt() as interrupt:
+                state, reason = self._online(interrupt) if self.recipe.loop == "online" else self._supervised(interrupt)
+        except KeyboardInterrupt:
+            state, reason = "stopped", "interrupted"
+            raise
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.records.status(state, self.step, self.recipe.steps, reason)
+            self.records.close()
+            self.accelerator.end_training()
+        if interrupt.hit:
+            raise KeyboardInterrupt
+        return self.run
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _policy(self) -> Any:
+        """The policy as the loop starts with it: bundled or loaded, after its warm start, with adapters."""
+        settings, base = self.recipe.policy, self.run / "base"
+        policy = self.domain.build_policy(settings, base=base if base.exists() else None, seed=self.recipe.seed)
+        policy.to(self.accelerator.device)
+        if self.recipe.warm_start is not None and not base.exists():
+            self._warm_start(policy)
+            if self.main:
+                policy.save(base.with_name("base.draft"))
+                base.with_name("base.draft").rename(base)
+            self.accelerator.wait_for_everyone()
+        self.domain.add_adapters(policy, settings)
+        return policy
+
+    def _warm_start(self, policy: Any) -> None:
+        warm = self.recipe.warm_start
+        assert warm is not None and self.recipe.data is not None
+        rows = self.domain.demonstrations(self.recipe.data, self.recipe.seed)
+        loop = Supervised(
+            policy,
+            rows,
+            batch_size=warm.batch_size,
+            optim=Optim(**vars(warm.optim)),
+            steps=warm.steps,
+            seed=self.recipe.seed,
+            accelerator=self.accelerator,
+        )
+        with Display("warm start", warm.steps, enabled=self.main) as display:
+            for _ in range(warm.steps):
+                metrics = loop.step()
+                display.update(loop.steps_done, metrics)
+                self._supervised_line(loop.steps_done, metrics)
+        # the loop that follows wraps the policy anew
+        self.accelerator.free_memory()
+
+    def _supervised_line(self, step: int, metrics: dict[str, float]) -> None:
+        self.records.line("supervised", {"step": step, "elapsed": round(self.elapsed, 3), **metrics})
+
+    def _signal(self) -> Signal:
+        recipe = self.recipe
+        return Signal(
+            rewards={name: build("rewards", spec) for name, spec in recipe.rewards.items()},
+            shaping={name: [build("shaping", spec) for spec in chain] for name, chain in recipe.shaping.items()},
+            weighting=None if recipe.weighting is None else build("weighting", recipe.weighting),
+            advantage=None if recipe.advantage is None else build("advantages", recipe.advantage),
+            watch={name: build("rewards", spec) for name, spec in recipe.watch.items()},
+            on_bad_score=recipe.on_bad_score,
+        )
+
+    # -- loops ---------------------------------------------------------------------------------------------------
+
+    def _online(self, interrupt: _Interrupt) -> tuple[str, str]:
+        recipe = self.recipe
+        assert recipe.data is not None
+        data = self.domain.load_data(recipe.data, loop="online", evaluation=recipe.evaluation, seed=recipe.seed)
+        # whatever a recipe can get wrong is found before a model is loaded
+        signal = self._signal()
+        sampler = build("sampling", recipe.sampling)
+        objective = build("objectives", recipe.objective)
+        policy = self._policy()
+        objective = _with_longest(objective, policy.max_steps)
+        if signal.needs("values"):
+            policy.add_critic()
+        if signal.needs("logp_ref") or wants(objective, "logp_ref"):
+            policy.keep_reference()
+        loop = Online(
+            policy,
+            data.train,
+            signal,
+            objective,
+            sampler=sampler,
+            prompts_per_step=recipe.prompts_per_step,
+            group_size=recipe.group_size,
+            passes=recipe.passes,
+            mini_batches=recipe.mini_batches,
+            micro_batch=recipe.micro_batch,
+            old_logp=recipe.old_logp,
+            optim=Optim(**vars(recipe.optim)),
+            steps=recipe.steps,
+            seed=recipe.seed,
+            accelerator=self.accelerator,
+        )
+        self._restore(loop, policy)
+        self._start_trackers()
+        self.step = loop.steps_done
+        if self.step == 0:
+            self._evaluate(loop, data.held_out, "before")
+        with Display("train", recipe.steps, loop.steps_done, enabled=self.main) as display:
+            while loop.steps_done < recipe.steps:
+                result = loop.step()
+                self.step = result.step
+                last = self.step == recipe.steps
+                every = recipe.evaluation.every
+                if (every and self.step % every == 0) or last:
+                    found = self._evaluate(loop, data.held_out, "after" if last else "")
+                    result.metrics.update(found)
+                display.update(self.step, result.metrics)
+                often = recipe.run.samples_every
+                self.records.step(result, self.elapsed, samples=bool(often) and self.step % often == 0)
+                self.accelerator.log(result.metrics, step=self.step)
+                reached = _reached(recipe.stop_at, result.metrics)
+                stop = interrupt.agreed(self.accelerator)
+                if last or reached or stop or self._checkpoint_due():
+                    self._checkpoint(loop, policy)
+                if reached and not last:
+                    self._evaluate(loop, data.held_out, "after")
+                    return "finished", reached
+                if stop and not last:
+                    display.say(f"stopped after step {self.step}; go on with: guerdon resume {self.run}")
+                    return "stopped", "interrupted"
+        return "finished", ""
+
+    def _supervised(self, interrupt: _Interrupt) -> tuple[str, str]:
+        recipe = self.recipe
+        assert recipe.data is not None
+        data = self.domain.load_data(recipe.data, loop="supervised", evaluation=recipe.evaluation, seed=recipe.seed)
+        policy = self._policy()
+        loop = Supervised(
+            policy,
+            data.train,
+            batch_size=recipe.prompts_per_step,
+            micro_batch=recipe.micro_batch,
+            optim=Optim(**vars(recipe.optim)),
+            steps=recipe.steps,
+            seed=recipe.seed,
+            accelerator=self.accelerator,
+        )
+        self._restore(loop, policy)
+        self._start_trackers()
+        self.step = loop.steps_done
+        with Display("train", recipe.steps, loop.steps_done, enabled=self.main) as display:
+            while loop.steps_done < recipe.steps:
+                metrics = loop.step()
+                self.step = loop.steps_done
+                last = self.step == recipe.steps
+                if (recipe.evaluation.every and self.step % recipe.evaluation.every == 0) or last:
+                    metrics["eval/loss"] = loop.evaluate(data.held_out)
+                display.update(self.step, metrics)
+                self.records.metrics(self.step, self.elapsed, metrics)
+                self.accelerator.log(metrics, step=self.step)
+                stop = interrupt.agreed(self.accelerator)
+                if last or stop or self._checkpoint_due():
+                    self._checkpoint(loop, policy)
+                if stop and not last:
+                    display.say(f"stopped after step {self.step}; go on with: guerdon resume {self.run}")
+                    return "stopped", "interrupted"
+        return "finished", ""
+
+    # -- what happens between steps ------------------------------------------------------------------------------
+
+    def _evaluate(self, loop: Online, rows: Any, phase: str) -> dict[str, float]:
+        settings = self.recipe.evaluation
+        if not len(rows):
+            return {}
+        found: Evaluation = evaluate(
+            loop.module,
+            rows,
+            loop.signal,
+            greedy=settings.greedy,
+            samples=settings.samples,
+            seed=self.recipe.seed,
+            accelerator=self.accelerator,
+        )
+        if phase == "before":
+            self.records.metrics(0, self.elapsed, found.metrics)
+        if phase:
+            for mode, rollout in found.rollouts.items():
+                self.records.samples(self.step, phase, mode, loop.signal.weigh(rollout.select(slice(0, 16))))
+        return found.metrics
+
+    def _start_trackers(self) -> None:
+        if self.recipe.run.trackers:
+            self.accelerator.init_trackers(self.run.name, config={"recipe": dump(self.recipe)})
+
+    def _checkpoint_due(self) -> bool:
+        every = self.recipe.run.checkpoint_every
+        return bool(every) and self.step % every == 0
+
+    def _checkpoint(self, loop: Online | Supervised, policy: Any) -> None:
+        state = loop.state()
+        if self.main:
+            facts = {**state.facts, "elapsed": self.elapsed}
+            checkpoint.write(self.run, self.step, state._replace(facts=facts), policy.save, self.recipe.run.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, loop: Online | Supervised, policy: Any) -> None:
+        if not self.resumed:
+            return
+        if not checkpoint.list_steps(self.run) and self.from_step is None:
+            self.records.rewind(-1)  # stopped before its first checkpoint: the beginning is where it goes on
+            return
+        folder, state = checkpoint.read(self.run, self.from_step)
+        policy.load_weights(folder / "policy")
+        loop.load_state(state)
+        self.elapsed_before = state.facts["elapsed"]
+        self.records.rewind(loop.steps_done)
+
+
+def _with_longest(objective: Any, max_steps: int) -> Any:
+    """A constant denominator is the longest sample there can be, which only the policy knows."""
+    options = signature(objective).options
+    if options.get("denominator") == "constant" and options.get("max_length", 0) is None:
+        return partial(objective, max_length=max_steps)
+    return objective
+
+
+def _reached(targets: dict[str, float], metrics: dict[str, float]) -> str:
+    """Which target was reached, in words; empty if none."""
+    for name, value in targets.items():
+        if name in metrics and metrics[name] >= value:
+            return f"{name} = {metrics[name]:.4g} reached {value:g}"
+    return ""
+
+
+class _Interrupt:
+    """The first Ctrl-C (or SIGTERM) asks for a stop after the current step; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.hit = False
+
+    def __enter__(self) -> _Interrupt:
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signals.SIGINT, signals.SIGTERM):
+                self.before[number] = signals.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signals.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.hit:
+            raise KeyboardInterrupt
+        self.hit = True
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        if accelerator.num_processes == 1:
+            return self.hit
+        asked = torch.tensor(float(self.hit), device=accelerator.device)
+        return bool(accelerator.reduce(asked, reduction="sum").item() > 0)

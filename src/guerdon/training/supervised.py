@@ -1,0 +1,142 @@
+"""The supervised loop: raise the log-probability of given acts (SFT, behaviour cloning)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from guerdon.errors import NumericsError, RecipeError
+from guerdon.sampling.uniform import uniform
+from guerdon.training.checkpoint import LoopState, collect, restore
+from guerdon.training.online import data_length
+from guerdon.training.optimisation import Optim
+
+
+class Supervised:
+    """Train a policy on demonstrations.
+
+    Minimises the mean negative log-probability of a live step over the batch (all micro-batches and processes).
+
+    Args:
+        policy: gives `demonstrations(rows)` and `kind="log_prob"`.
+        rows: data rows with `prompt` and `completion`.
+        batch_size: rows per update, over all processes.
+        micro_batch: rows per forward pass and process; None = all.
+        optim: optimiser settings.
+        steps: length of the whole run, for the schedule.
+        seed: of the order of the rows.
+        accelerator: processes, device and precision.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        batch_size: int = 32,
+        micro_batch: int | None = None,
+        optim: Optim | None = None,
+        steps: int = 1000,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.accelerator = accelerator or Accelerator()
+        if batch_size % self.accelerator.num_processes:
+            raise RecipeError(
+                f"batch_size = {batch_size} must be a multiple of the number of processes, {self.accelerator.num_processes}."
+            )
+        self.policy, self.rows, self.batch_size, self.micro_batch = policy, rows, batch_size, micro_batch
+        self.sampler = uniform()
+        self.sampler.prepare(data_length(rows), seed)
+        self.settings = optim or Optim()
+        optimizer, self.schedule = self.settings.build(policy.parameters(), steps)
+        self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
+        self.trained = [p for p in policy.parameters() if p.requires_grad]
+        self.steps_done = 0
+
+    def step(self) -> dict[str, float]:
+        """Make one update.
+
+        Raises:
+            NumericsError: the loss or its gradient is not finite; the policy is left as it was.
+        """
+        start = time.perf_counter()
+        indices = self.sampler.draw(self.batch_size)
+        share = len(indices) // self.accelerator.num_processes
+        mine = indices[self.accelerator.process_index * share :][:share]
+        steps, mask = self.policy.demonstrations([self.rows[i] for i in mine])
+        live = self._sum(mask.sum().float())
+        total = torch.zeros((), device=mask.device)
+        size = self.micro_batch or len(mine)
+        starts = range(0, len(mine), size)
+        for begin in starts:
+            part = slice(begin, begin + size)
+            with nullcontext() if begin == starts[-1] else self.accelerator.no_sync(self.module):
+                out = self.module({name: value[part] for name, value in steps.items()}, mask[part])
+                loss = -out.logp.masked_fill(~mask[part], 0.0).sum()
+                self.accelerator.backward(loss * (self.accelerator.num_processes / live.clamp(min=1.0)))
+            total += loss.detach()
+        total = self._sum(total) / live.clamp(min=1.0)
+        clip = self.settings.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
+        if not (torch.isfinite(norm) and torch.isfinite(total)):
+            self.optimizer.zero_grad()
+            raise NumericsError(
+                f"supervised step {self.steps_done + 1}: loss {total.item():g}, gradient norm {norm.item():g}. "
+                "The policy was not changed. Lower the learning rate."
+            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.steps_done += 1
+        seconds = time.perf_counter() - start
+        return {
+            "loss": total.item(),
+            "lr": rate,
+            "grad_norm": norm.item(),
+            "tokens": live.item(),
+            "tokens_per_s": live.item() / max(seconds, 1e-9),
+        }
+
+    def run(self, steps: int, on_step: Callable[[int, dict[str, float]], None] | None = None) -> None:
+        """Make `steps` updates; `on_step(step, metrics)` after each."""
+        for _ in range(steps):
+            metrics = self.step()
+            if on_step is not None:
+                on_step(self.steps_done, metrics)
+
+    @torch.no_grad()
+    def evaluate(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Mean negative log-probability of a live step on held-out rows; NaN without rows."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        size = self.micro_batch or max(self.batch_size // processes, 1)
+        sums = torch.zeros(2, device=self.accelerator.device)
+        for start in range(0, len(rows), size * processes):
+            picked = range(start, min(start + size * processes, len(rows)))
+            mine = picked[rank::processes] or picked[:1]  # every process takes part, so that sharded models stay in step
+            steps, mask = self.policy.demonstrations([rows[i] for i in mine])
+            out = self.module(steps, mask)
+            if rank < len(picked):
+                sums += torch.stack([-out.logp.masked_fill(~mask, 0.0).sum(), mask.sum()])
+        total, live = self._sum(sums)
+        return (total / live).item()
+
+    def state(self) -> LoopState:
+        """All that a resumed loop needs beside the policy's weights."""
+        state = collect({"sampler": self.sampler}, self.optimizer, self.schedule)
+        return LoopState(state.tensors, {**state.facts, "steps_done": self.steps_done})
+
+    def load_state(self, state: LoopState) -> None:
+        """Go on from what `state` returned."""
+        restore(state, {"sampler": self.sampler}, self.optimizer, self.schedule)
+        self.steps_done = state.facts["steps_done"]
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, reduction="sum")

@@ -1,0 +1,87 @@
+"""A policy that is neither a language nor an image model: a table of logits. It holds the loops to knowing no domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from guerdon.rollout import Rollout
+from guerdon.training.policy import PolicyOutput
+
+
+class BanditPolicy(nn.Module):
+    """For prompt i, up to `length` independent draws from softmax(table[i]); arm 0 ends the sample."""
+
+    fields = ("truncated",)
+
+    def __init__(self, prompts: int = 6, arms: int = 4, length: int = 3, critic: bool = False) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = nn.Parameter(torch.randn(prompts, arms, generator=generator, dtype=torch.float64) * 0.1)
+        self.value = nn.Parameter(torch.zeros(prompts, dtype=torch.float64)) if critic else None
+        self.has_critic = critic
+        self.max_steps = length
+        self.reference: Tensor | None = None
+
+    def forward(self, *args: Any, kind: str = "log_prob", **kwargs: Any) -> Any:
+        if kind == "sample":
+            return self._sample(*args, **kwargs)
+        steps, mask = args
+        table = self.table if kind == "log_prob" else self.reference
+        assert table is not None
+        logp_all = table.log_softmax(-1)[steps["state"]]  # [P, A]
+        arms = steps["arms"]
+        logp = logp_all[:, None, None, :].expand(*arms.shape, -1).gather(-1, arms[..., None]).squeeze(-1)
+        logp = torch.where(mask, logp, 0.0)
+        if kind == "reference":
+            return logp.detach()
+        entropy = -(logp_all.exp() * logp_all).sum(-1)[:, None, None].expand_as(logp)
+        values = None if self.value is None else self.value[steps["state"]][:, None, None].expand_as(logp)
+        return PolicyOutput(logp, entropy, values)
+
+    @torch.no_grad()
+    def _sample(self, prompts: list[int], group_size: int, seeds: list[int], greedy: bool = False) -> Rollout:
+        states = torch.tensor(prompts)
+        draws = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            probabilities = self.table[prompt].softmax(-1)
+            if greedy:
+                draws.append(probabilities.argmax().expand(group_size, self.max_steps))
+            else:
+                generator = torch.Generator().manual_seed(seed)
+                flat = torch.multinomial(probabilities, group_size * self.max_steps, True, generator=generator)
+                draws.append(flat.view(group_size, self.max_steps))
+        arms = torch.stack(draws)
+        ended = (arms == 0).cumsum(-1)
+        mask = (ended - (arms == 0).long()) == 0
+        steps = {"state": states, "arms": arms}
+        logp = self(steps, mask).logp
+        samples = [[row[live].tolist() for row, live in zip(*pair, strict=True)] for pair in zip(arms, mask, strict=True)]
+        return Rollout(prompts, samples, mask, logp, steps, extras={"truncated": ~(ended > 0).any(-1)})
+
+    def keep_reference(self) -> None:
+        self.reference = self.table.detach().clone()
+
+    def demonstrations(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+        arms = torch.tensor([[row["completion"]] for row in rows])
+        return {"state": torch.tensor([row["prompt"] for row in rows]), "arms": arms}, torch.ones_like(arms).bool()
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        save_file({name: value.detach().clone() for name, value in self.state_dict().items()}, folder / "table.safetensors")
+
+    def load_weights(self, folder: Path) -> None:
+        self.load_state_dict(load_file(folder / "table.safetensors"))
+
+
+def rows(count: int = 6) -> list[dict[str, Any]]:
+    return [{"prompt": i, "best": 1 + i % 3} for i in range(count)]
+
+
+def best_arm(samples: list[list[list[int]]], best: list[int]) -> list[list[float]]:
+    """The share of draws that hit the prompt's best arm."""
+    return [[sum(a == b for a in draw) / len(draw) for draw in group] for group, b in zip(samples, best, strict=True)]
