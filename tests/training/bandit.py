@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from guerdon.rollout import Rollout
-from guerdon.training.policy import PolicyOutput
+
+
+class Output(NamedTuple):
+    logp: Tensor
+    entropy: Tensor
+    values: Tensor | None
 
 
 class BanditPolicy(nn.Module):
@@ -27,10 +32,13 @@ class BanditPolicy(nn.Module):
         self.max_steps = length
         self.reference: Tensor | None = None
 
-    def forward(self, *args: Any, kind: str = "log_prob", **kwargs: Any) -> Any:
-        if kind == "sample":
-            return self._sample(*args, **kwargs)
-        steps, mask = args
+    def log_prob(self, rollout: Rollout, *, module: Any = None) -> Output:
+        return (module or self)(rollout.steps, rollout.mask)
+
+    def reference_log_prob(self, rollout: Rollout, *, module: Any = None) -> Tensor:
+        return (module or self)(rollout.steps, rollout.mask, kind="reference")
+
+    def forward(self, steps: dict[str, Tensor], mask: Tensor, kind: str = "log_prob") -> Any:
         table = self.table if kind == "log_prob" else self.reference
         assert table is not None
         logp_all = table.log_softmax(-1)[steps["state"]]  # [P, A]
@@ -41,10 +49,12 @@ class BanditPolicy(nn.Module):
             return logp.detach()
         entropy = -(logp_all.exp() * logp_all).sum(-1)[:, None, None].expand_as(logp)
         values = None if self.value is None else self.value[steps["state"]][:, None, None].expand_as(logp)
-        return PolicyOutput(logp, entropy, values)
+        return Output(logp, entropy, values)
 
     @torch.no_grad()
-    def _sample(self, prompts: list[int], group_size: int, seeds: list[int], greedy: bool = False) -> Rollout:
+    def sample(
+        self, prompts: list[int], group_size: int, seeds: list[int], *, greedy: bool = False, module: Any = None
+    ) -> Rollout:
         states = torch.tensor(prompts)
         draws = []
         for prompt, seed in zip(prompts, seeds, strict=True):
@@ -61,14 +71,16 @@ class BanditPolicy(nn.Module):
         steps = {"state": states, "arms": arms}
         logp = self(steps, mask).logp
         samples = [[row[live].tolist() for row, live in zip(*pair, strict=True)] for pair in zip(arms, mask, strict=True)]
-        return Rollout(prompts, samples, mask, logp, steps, extras={"truncated": ~(ended > 0).any(-1)})
+        return Rollout(list(prompts), samples, mask, logp, steps, extras={"truncated": ~(ended > 0).any(-1)})
 
     def keep_reference(self) -> None:
         self.reference = self.table.detach().clone()
 
-    def demonstrations(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+    def demonstrations(self, rows: list[dict[str, Any]]) -> Rollout:
         arms = torch.tensor([[row["completion"]] for row in rows])
-        return {"state": torch.tensor([row["prompt"] for row in rows]), "arms": arms}, torch.ones_like(arms).bool()
+        prompts = [row["prompt"] for row in rows]
+        steps = {"state": torch.tensor(prompts), "arms": arms}
+        return Rollout(prompts, [[row["completion"]] for row in rows], torch.ones_like(arms).bool(), torch.zeros(arms.shape), steps)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True)

@@ -34,10 +34,10 @@ def trajectory(steps: int = 4, **options) -> torch.Tensor:
 
 def test_it_learns_the_best_arm_of_every_prompt():
     loop = make(optim=Optim(lr=0.1))
-    before = evaluate(loop.module, rows(), loop.signal, samples=8).metrics["eval/sampled/best"]
+    before = evaluate(loop.policy, rows(), loop.signal, samples=8).metrics["eval/sampled/best"]
     for _ in range(40):
         loop.step()
-    after = evaluate(loop.module, rows(), loop.signal, samples=8).metrics
+    after = evaluate(loop.policy, rows(), loop.signal, samples=8).metrics
     assert before < 0.45
     assert after["eval/sampled/best"] > 0.85
     assert after["eval/greedy/best"] == 1.0
@@ -91,7 +91,7 @@ def test_ppo_with_a_critic_learns_values():
         loop.step()
     assert policy.value is not None
     assert policy.value.min() > 0.2  # rewards lie near their ceiling of 1 by now
-    after = evaluate(loop.module, rows(), loop.signal, samples=8).metrics
+    after = evaluate(loop.policy, rows(), loop.signal, samples=8).metrics
     assert after["eval/sampled/best"] > 0.7
 
 

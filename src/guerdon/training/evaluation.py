@@ -37,11 +37,12 @@ def evaluate(
     batch: int = 512,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    module: Any = None,
 ) -> Evaluation:
     """Mean score of every component on held-out rows.
 
     Args:
-        policy: the policy, or what accelerate wrapped it into.
+        policy: see `guerdon.training.policy.Policy`.
         rows: held-out data rows; shared out over the processes.
         signal: whose rewards (and watched rewards) are called.
         greedy: take the most likely step everywhere, once a prompt.
@@ -49,6 +50,7 @@ def evaluate(
         batch: prompts sampled at a time and process.
         seed: of the samples; the same seed gives the same samples from the same policy.
         accelerator: the processes to share the work.
+        module: what accelerate wrapped the policy into, if anything.
 
     Returns:
         The same metrics on every process.
@@ -68,7 +70,7 @@ def evaluate(
             picked = [rows[i] for i in mine]
             prompts = [row["prompt"] for row in picked]
             seeds = [mix_seed(seed, i, 1) for i in mine]
-            rollout = policy(prompts, size, seeds, greedy=mode == "greedy", kind="sample")
+            rollout = policy.sample(prompts, size, seeds, greedy=mode == "greedy", module=module)
             columns = {name: [row.get(name) for row in picked] for name in picked[0] if name != "prompt"}
             rollout = rollout.update({"columns": columns, "indices": list(mine), "steps": {}})
             parts.append(signal.score(rollout))

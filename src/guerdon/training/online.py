@@ -7,6 +7,7 @@ neither on the micro-batch size nor on the number of processes.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -209,7 +210,7 @@ class Online:
         seeds = [mix_seed(self.seed, self.steps_done, draw, i) for i in block]
         with clock("sample"):
             prompts = [row["prompt"] for row in rows]
-            rollout = self.module(prompts, self.group_size, seeds, kind="sample")
+            rollout = self.policy.sample(prompts, self.group_size, seeds, module=self.module)
             columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
             rollout = rollout.update({"columns": columns, "indices": [indices[i] for i in block]})
         with clock("score"):
@@ -221,17 +222,15 @@ class Online:
         produced: dict[str, Tensor] = {}
         chunks = list(self._micro_batches(rollout))
         if self.needs_reference:
-            produced["logp_ref"] = _cat([self._reference(chunk) for chunk in chunks], rollout)
+            found = [self.policy.reference_log_prob(chunk, module=self.module) for chunk in chunks]
+            produced["logp_ref"] = _cat(found, rollout)
         if self.has_critic or (self.old_logp == "recompute" and not self._on_policy):
-            found = [self.module(chunk.steps, chunk.mask) for chunk in chunks]
+            scored = [self.policy.log_prob(chunk, module=self.module) for chunk in chunks]
             if self.has_critic:
-                produced["values"] = _cat([f.values for f in found], rollout)
+                produced["values"] = _cat([s.values for s in scored], rollout)
             if self.old_logp == "recompute":
-                produced["logp_old"] = _cat([f.logp for f in found], rollout)
+                produced["logp_old"] = _cat([s.logp for s in scored], rollout)
         return rollout.update(produced)
-
-    def _reference(self, chunk: Rollout) -> Tensor:
-        return self.module(chunk.steps, chunk.mask, kind="reference")
 
     @property
     def _on_policy(self) -> bool:
@@ -267,7 +266,7 @@ class Online:
         for i, chunk in enumerate(chunks):
             last = i == len(chunks) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
-                out: PolicyOutput = self.module(chunk.steps, chunk.mask)
+                out: PolicyOutput = self.policy.log_prob(chunk, module=self.module)
                 loss = self._loss(chunk, out)
                 self.accelerator.backward(loss.total * scale)
             seen += loss.count.detach().to(count.dtype)
@@ -306,7 +305,7 @@ class Online:
     @torch.no_grad()
     def _count(self, batch: Rollout) -> Tensor:
         """The mini-batch's denominator over all processes, found beforehand so that one backward pass is enough."""
-        blank = PolicyOutput(batch.logp_old, torch.zeros_like(batch.logp_old), batch.values)
+        blank = _Blank(batch.logp_old, torch.zeros_like(batch.logp_old), batch.values)
         count = self._loss(batch, blank).count.detach().to(torch.float32).reshape(())
         return self._sum_over_processes(count)
 
@@ -334,6 +333,14 @@ class Online:
         self.steps_done = state.facts["steps_done"]
 
 
+class _Blank(NamedTuple):
+    """Stands in for a policy's output where only the shape of the loss is wanted."""
+
+    logp: Tensor
+    entropy: Tensor | None
+    values: Tensor | None
+
+
 def _check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
     if prompts % (mini_batches * processes):
         raise RecipeError(
@@ -343,10 +350,8 @@ def _check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
 
 
 def data_length(rows: Sequence[Any]) -> int | None:
-    try:
-        return len(rows)
-    except (TypeError, OverflowError):
-        return None
+    """How many rows there are; None for rows without end, which say `sys.maxsize`."""
+    return None if len(rows) == sys.maxsize else len(rows)
 
 
 def mix_seed(*numbers: int) -> int:

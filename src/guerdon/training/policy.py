@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from guerdon.rollout import Rollout
 
 
-class PolicyOutput(NamedTuple):
-    """What a policy says about steps that were taken: each [P, G, T], with gradient.
+@runtime_checkable
+class PolicyOutput(Protocol):
+    """What a policy says about steps that were taken: each [P, G, T], with gradient, 0 where masked."""
 
-    Attributes:
-        logp: log-probability of the step; 0 where masked.
-        entropy: entropy of the distribution the step was drawn from, in nats; None where it has no closed form.
-        values: a critic's estimate of what is still to come; None without a critic.
-    """
+    @property
+    def logp(self) -> Tensor:
+        """Log-probability of the step."""
+        ...
 
-    logp: Tensor
-    entropy: Tensor | None
-    values: Tensor | None
+    @property
+    def entropy(self) -> Tensor | None:
+        """Entropy of the distribution the step was drawn from, in nats; None where it has no closed form."""
+        ...
+
+    @property
+    def values(self) -> Tensor | None:
+        """A critic's estimate of what is still to come; None without a critic."""
+        ...
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """A module that can act and score its acts.
+    """An `nn.Module` that acts and scores its acts.
 
-    All work with gradient goes through `__call__`, so that a wrapped policy (DDP, FSDP, DeepSpeed) works as well.
+    `module` is what accelerate wrapped the policy into (DDP, FSDP, DeepSpeed): work that needs the weights goes through
+    it. `fields` names what its rollouts carry in `extras`.
     """
 
-    def __call__(self, *args: Any, kind: str = "log_prob", **kwargs: Any) -> Any:
-        """`kind="log_prob"` (steps, mask) -> PolicyOutput; `kind="sample"` -> Rollout."""
+    fields: tuple[str, ...]
+    has_critic: bool
+    max_steps: int
 
-    def sample(self, prompts: list[Any], group_size: int, seeds: list[int], greedy: bool = False) -> Rollout:
+    def sample(
+        self, prompts: Sequence[Any], group_size: int, seeds: Sequence[int], *, greedy: bool = False, module: Any = None
+    ) -> Rollout:
         """G samples for each prompt, without gradient; the same seed gives the same samples in any batch."""
+        ...
 
-    def reference_log_prob(self, rollout: Rollout) -> Tensor:
+    def log_prob(self, rollout: Rollout, *, module: Callable[..., Any] | None = None) -> PolicyOutput:
+        """Score the steps of a rollout, with gradient."""
+        ...
+
+    def reference_log_prob(self, rollout: Rollout, *, module: Callable[..., Any] | None = None) -> Tensor:
         """[P, G, T] under the reference policy, without gradient."""
+        ...
+
+    def keep_reference(self) -> None:
+        """Make the policy as it is now the reference."""
+        ...
+
+    def demonstrations(self, rows: Sequence[Mapping[str, Any]]) -> Rollout:
+        """Given acts as a rollout [B, 1, T], for supervised training."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write the policy in its hub's own format."""
+        ...
 
-    def demonstrations(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
-        """Steps and mask [B, 1, T] of given acts, for supervised training."""
+    def load_weights(self, folder: Path) -> None:
+        """Put back what `save` wrote."""
+        ...

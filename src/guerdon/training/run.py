@@ -288,13 +288,14 @@ class _Runner:
         if not len(rows):
             return {}
         found: Evaluation = evaluate(
-            loop.module,
+            loop.policy,
             rows,
             loop.signal,
             greedy=settings.greedy,
             samples=settings.samples,
             seed=self.recipe.seed,
             accelerator=self.accelerator,
+            module=loop.module,
         )
         if phase == "before":
             self.records.metrics(0, self.elapsed, found.metrics)

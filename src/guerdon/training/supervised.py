@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from guerdon.errors import NumericsError, RecipeError
+from guerdon.rollout import Rollout
 from guerdon.sampling.uniform import uniform
 from guerdon.training.checkpoint import LoopState, collect, restore
 from guerdon.training.online import data_length
@@ -24,7 +25,7 @@ class Supervised:
     Minimises the mean negative log-probability of a live step over the batch (all micro-batches and processes).
 
     Args:
-        policy: gives `demonstrations(rows)` and `kind="log_prob"`.
+        policy: see `guerdon.training.policy.Policy`.
         rows: data rows with `prompt` and `completion`.
         batch_size: rows per update, over all processes.
         micro_batch: rows per forward pass and process; None = all.
@@ -70,16 +71,15 @@ class Supervised:
         indices = self.sampler.draw(self.batch_size)
         share = len(indices) // self.accelerator.num_processes
         mine = indices[self.accelerator.process_index * share :][:share]
-        steps, mask = self.policy.demonstrations([self.rows[i] for i in mine])
-        live = self._sum(mask.sum().float())
-        total = torch.zeros((), device=mask.device)
+        given = self.policy.demonstrations([self.rows[i] for i in mine])
+        live = self._sum(given.mask.sum().float())
+        total = torch.zeros((), device=given.mask.device)
         size = self.micro_batch or len(mine)
         starts = range(0, len(mine), size)
         for begin in starts:
-            part = slice(begin, begin + size)
+            part = given.select(slice(begin, begin + size)).trim()
             with nullcontext() if begin == starts[-1] else self.accelerator.no_sync(self.module):
-                out = self.module({name: value[part] for name, value in steps.items()}, mask[part])
-                loss = -out.logp.masked_fill(~mask[part], 0.0).sum()
+                loss = self._loss(part)
                 self.accelerator.backward(loss * (self.accelerator.num_processes / live.clamp(min=1.0)))
             total += loss.detach()
         total = self._sum(total) / live.clamp(min=1.0)
@@ -121,12 +121,15 @@ class Supervised:
         for start in range(0, len(rows), size * processes):
             picked = range(start, min(start + size * processes, len(rows)))
             mine = picked[rank::processes] or picked[:1]  # every process takes part, so that sharded models stay in step
-            steps, mask = self.policy.demonstrations([rows[i] for i in mine])
-            out = self.module(steps, mask)
+            given = self.policy.demonstrations([rows[i] for i in mine])
+            loss = self._loss(given)
             if rank < len(picked):
-                sums += torch.stack([-out.logp.masked_fill(~mask, 0.0).sum(), mask.sum()])
+                sums += torch.stack([loss, given.mask.sum().to(loss.dtype)])
         total, live = self._sum(sums)
         return (total / live).item()
+
+    def _loss(self, given: Rollout) -> Tensor:
+        return -self.policy.log_prob(given, module=self.module).logp.masked_fill(~given.mask, 0.0).sum()
 
     def state(self) -> LoopState:
         """All that a resumed loop needs beside the policy's weights."""

@@ -1,0 +1,22 @@
+"""Advantages: what a sample is worth against its group, or a step against its future.
+
+Every member takes `rewards` (or `scores`) and gives `advantages`, [P, G] or [P, G, T], without gradient.
+"""
+
+from __future__ import annotations
+
+from guerdon.stages import lazy
+
+MEMBERS = {
+    "copo": "copo",
+    "dr_grpo": "group",
+    "gae": "gae",
+    "group_advantages": "group",
+    "grpo": "group",
+    "normalise_then_sum": "group",
+    "reinforce": "group",
+    "rloo": "group",
+    "running_scale": "running",
+}
+__getattr__, __dir__ = lazy(__name__, MEMBERS)
+__all__ = list(MEMBERS)

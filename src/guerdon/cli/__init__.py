@@ -1,0 +1,1 @@
+"""The command line: `guerdon train | resume | report | compare | methods | doctor`."""

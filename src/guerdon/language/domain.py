@@ -1,0 +1,119 @@
+"""What the runner asks of the language domain: a policy and data rows, from the settings of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from guerdon.errors import DataError, RecipeError, nearest
+
+
+class Data(NamedTuple):
+    """Rows to train on and rows held out; the second may be empty."""
+
+    train: Sequence[Mapping[str, Any]]
+    held_out: Sequence[Mapping[str, Any]]
+
+
+def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> Any:
+    """The policy of a recipe, without adapters.
+
+    Args:
+        settings: the recipe's `policy` section.
+        base: a saved model to start from in place of `settings.model` (after a warm start).
+        seed: of the weights of a bundled model.
+    """
+    from guerdon.language.policy import LanguagePolicy
+    from guerdon.language.tasks import TASKS, find
+
+    options = {
+        name: getattr(settings, name)
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "dtype", "gradient_checkpointing")
+    }
+    task = find(settings.model) if settings.model in TASKS else None
+    if base is not None:
+        return LanguagePolicy.load(str(base), **options)
+    if task is not None:
+        return LanguagePolicy.load(task.model(seed), tokenizer=task.tokenizer(), **options)
+    return LanguagePolicy.load(settings.model, **options)
+
+
+def add_adapters(policy: Any, settings: Any) -> None:
+    """Give the policy the adapters that the recipe asks for."""
+    if settings.lora is not None:
+        policy.add_adapters(**vars(settings.lora))
+
+
+def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
+    """The rows of a recipe: a bundled task's, or a file's with its last rows held out.
+
+    Args:
+        source: a bundled task, or a path.
+        loop: `online` needs `prompt`; `supervised` needs `prompt` and `completion`.
+        evaluation: the recipe's section; `data` names a file of its own, `size` how many rows are held out.
+        seed: of a bundled task's rows.
+
+    Raises:
+        DataError: the file cannot be read or lacks a column.
+    """
+    from guerdon.language.data import read_rows, require_columns
+    from guerdon.language.tasks import TASKS, find
+
+    wanted = ["prompt"] if loop == "online" else ["prompt", "completion"]
+    task = find(source) if source in TASKS else None
+    if task is not None:
+        train = task.train_rows(seed) if loop == "online" else task.demonstrations(seed)
+        held_out = task.held_out_rows(evaluation.size)
+    else:
+        if not Path(source.split(":")[0]).exists():
+            raise DataError(
+                f"data: {source!r} is neither a file nor a bundled task.{nearest(source, TASKS)} "
+                f"Bundled tasks: {', '.join(TASKS)}."
+            )
+        rows = read_rows(source)
+        require_columns(rows, wanted)
+        # the last rows are held out: known beforehand, and the same on every machine
+        count = 0 if evaluation.data is not None else min(evaluation.size, len(rows) // 5)
+        train, held_out = Part(rows, 0, len(rows) - count), Part(rows, len(rows) - count, len(rows))
+    if evaluation.data is not None:
+        rows = read_rows(evaluation.data)
+        require_columns(rows, wanted)
+        held_out = Part(rows, 0, min(evaluation.size, len(rows)))
+    return Data(train, held_out)
+
+
+def demonstrations(source: str, seed: int) -> Sequence[Mapping[str, Any]]:
+    """Rows with `prompt` and `completion` for a warm start.
+
+    Raises:
+        RecipeError: the data has none.
+    """
+    from guerdon.language.data import read_rows, require_columns
+    from guerdon.language.tasks import TASKS, find
+
+    if source in TASKS:
+        return find(source).demonstrations(seed)
+    rows = read_rows(source)
+    try:
+        require_columns(rows, ["prompt", "completion"])
+    except DataError as error:
+        raise RecipeError(f"warm_start: the data must have demonstrations: {error}") from error
+    return rows
+
+
+class Part(Sequence[Mapping[str, Any]]):
+    """A stretch of rows that are not copied."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], start: int, stop: int) -> None:
+        self.rows, self.start, self.stop = rows, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.rows[self.start + index % len(self)]

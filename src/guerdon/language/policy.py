@@ -1,0 +1,640 @@
+"""A causal language model as a policy: it samples completions of prompts and scores them again with gradient."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, nearest, require
+from guerdon.language.backbone import Backbone
+from guerdon.language.generation import Generation, Uniforms, generate
+from guerdon.language.probe import probe
+from guerdon.rollout import Rollout
+
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+_CRITIC_FILE = "critic.safetensors"
+_LORA = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
+
+
+class LogProb(NamedTuple):
+    """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic."""
+
+    logp: Tensor
+    entropy: Tensor | None
+    values: Tensor | None
+
+
+class LanguagePolicy(nn.Module):
+    """Any causal language model of transformers, with or without LoRA adapters and a critic.
+
+    The prompt is computed once for its group, in sampling and in training, where the model allows that: a probe at load
+    compares the short cuts with whole sequences (see `backbone`). Dropout is always off, since a policy's
+    log-probabilities must be the same when they are computed again.
+
+    Everything that runs the model goes through `forward`, so a wrapper of torch (DDP, FSDP) can be put around the
+    policy; hand it to `sample` and `log_prob` as `module`.
+    """
+
+    fields = ("truncated",)
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_new_tokens: int = 0,
+        gradient_checkpointing: bool = False,
+        critic: bool = False,
+        logprob_chunk: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_settings(max_new_tokens, temperature, top_p, top_k, min_new_tokens)
+        self.model, self.tokenizer = model, tokenizer
+        self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.logprob_chunk = logprob_chunk
+        self.backbone: Backbone = probe(model)
+        self.eos_ids = _end_ids(self.backbone.causal, tokenizer)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_ids[0]
+        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            _switch_checkpointing_on(self.backbone.causal)
+        self.critic: nn.Linear | None = None
+        if critic:
+            self.add_critic()
+        # in a tuple, so that it is neither trained nor saved nor wrapped with the policy
+        self._reference: tuple[Backbone, ...] = ()
+        _switch_dropout_off(model)
+        self.train(False)
+
+    @classmethod
+    def load(
+        cls,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_new_tokens: int = 0,
+        lora: dict[str, Any] | None = None,
+        dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32",
+        gradient_checkpointing: bool = False,
+        critic: bool = False,
+        trust_remote_code: bool = False,
+        logprob_chunk: int | None = None,
+    ) -> LanguagePolicy:
+        """Load a policy from a folder, from the hub, or around a model that is there already.
+
+        Args:
+            model: a folder written by `save` or by transformers or peft, a name on the hub, or a model object.
+            tokenizer: a tokenizer object; None = the one beside the model (needed with a model object).
+            max_new_tokens: most words of a sample.
+            temperature: divides the logits, in sampling and in training alike; positive.
+            top_p: sample from the most probable words with at least this probability; 1 = all.
+            top_k: sample from that many most probable words; 0 = all.
+            min_new_tokens: words before which no sample ends.
+            lora: train adapters instead of the model: `rank`, `alpha`, `target_modules` (default: all linear layers).
+            dtype: of the weights.
+            gradient_checkpointing: compute activations again in the backward pass, to save memory.
+            critic: add a linear head that values every step.
+            trust_remote_code: run model code that comes with the files.
+            logprob_chunk: rows whose logits are held at once; None = as many as make 16M logits.
+
+        Raises:
+            RecipeError: a setting is out of range or unknown, or the tokenizer is missing.
+            MissingExtraError: transformers (or, for LoRA, peft) is not installed.
+        """
+        require("transformers", "language")
+        if dtype not in _DTYPES:
+            raise RecipeError(
+                f"policy.dtype: {dtype!r} is not known.{nearest(dtype, _DTYPES)} There are {sorted(_DTYPES)}."
+            )
+        if isinstance(model, (str, Path)):
+            source = str(model)
+            tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, trust_remote_code)
+            network = _load_model(source, _DTYPES[dtype], trust_remote_code)
+        else:
+            source, network = None, model.to(_DTYPES[dtype])
+        if tokenizer is None:
+            raise RecipeError("policy: a model object needs its tokenizer; pass tokenizer=.")
+        if lora is not None:
+            network = _add_lora(network, lora)
+        policy = cls(
+            network,
+            tokenizer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_new_tokens=min_new_tokens,
+            gradient_checkpointing=gradient_checkpointing,
+            critic=critic,
+            logprob_chunk=logprob_chunk,
+        )
+        if critic and source is not None and (Path(source) / _CRITIC_FILE).exists():
+            from safetensors.torch import load_file
+
+            policy.critic.load_state_dict(load_file(Path(source) / _CRITIC_FILE))
+        return policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.backbone.device
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether there is a critic."""
+        return self.critic is not None
+
+    @property
+    def max_steps(self) -> int:
+        """The longest sample there can be."""
+        return self.max_new_tokens
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether peft adapters are trained, the reference being the model without them."""
+        return hasattr(self.model, "peft_config")
+
+    def add_critic(self) -> None:
+        """Add a linear head on the hidden state that produces each token; it starts at zero."""
+        embedding = self.backbone.causal.get_input_embeddings().weight
+        width = getattr(self.backbone.causal.config.get_text_config(), "hidden_size", embedding.shape[1])
+        self.critic = nn.Linear(width, 1, device=embedding.device, dtype=embedding.dtype)
+        nn.init.zeros_(self.critic.weight)
+        nn.init.zeros_(self.critic.bias)
+
+    def add_adapters(self, **lora: Any) -> None:
+        """Train LoRA adapters from now on instead of the model, which becomes the reference.
+
+        Args:
+            **lora: `rank`, `alpha`, `target_modules`.
+
+        Raises:
+            RecipeError: a setting is unknown.
+            MissingExtraError: peft is not installed.
+        """
+        self.model = _add_lora(self.model, lora)
+        self.backbone = probe(self.model)
+        _switch_dropout_off(self.model)
+
+    def train(self, mode: bool = True) -> LanguagePolicy:
+        """Set the mode; the model stays in evaluation mode unless gradient checkpointing needs the other."""
+        super().train(mode)
+        self.model.train(mode and self.gradient_checkpointing)
+        return self
+
+    def _set_mode(self, mode: bool) -> None:
+        if self.model.training != mode:
+            self.model.train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for reference in self._reference:
+            reference.causal._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def encode(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Words of prompts, padded on the left.
+
+        Args:
+            prompts: texts, or lists of chat messages ({"role": ..., "content": ...}), which go through the tokenizer's
+                chat template and end where the answer begins.
+
+        Returns:
+            Ids [P, S] and bool mask [P, S], True where a word is no padding.
+
+        Raises:
+            DataError: naming the prompt that is empty, too long or cannot be encoded.
+        """
+        rows = [self._encode_one(index, prompt) for index, prompt in enumerate(prompts)]
+        if not rows:
+            raise DataError("language.policy: no prompts were given.")
+        width = max(map(len, rows))
+        if not self.backbone.ignores_padding and min(map(len, rows)) < width:
+            raise DataError(
+                "language.policy: this model does not ignore padding, so all prompts of a batch must have the same number "
+                f"of words; got {min(map(len, rows))} to {width}."
+            )
+        ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+        return ids.to(self.device), mask.to(self.device)
+
+    def _encode_one(self, index: int, prompt: Any) -> list[int]:
+        try:
+            if isinstance(prompt, str):
+                ids = self.tokenizer(prompt).input_ids
+            else:
+                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+                ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        except Exception as error:  # tokenizers raise bare exceptions
+            raise DataError(
+                f"language.policy: prompt {index} cannot be encoded: {error}. It is {prompt!r:.200}."
+            ) from error
+        if not ids:
+            raise DataError(f"language.policy: prompt {index} is empty. It is {prompt!r:.200}.")
+        longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and len(ids) + self.max_new_tokens > longest:
+            raise DataError(
+                f"language.policy: prompt {index} is too long: {len(ids)} words and max_new_tokens = {self.max_new_tokens} "
+                f"are more than the {longest} positions of the model."
+            )
+        return ids
+
+    def sample(
+        self,
+        prompts: Sequence[Any],
+        group_size: int,
+        seeds: Sequence[int],
+        *,
+        greedy: bool = False,
+        module: Callable[..., Any] | None = None,
+    ) -> Rollout:
+        """Sample a group of completions for each prompt, without gradient.
+
+        Args:
+            prompts: P texts or message lists.
+            group_size: G.
+            seeds: P integers. A prompt's samples depend on its own seed only, not on the other prompts of the batch.
+            greedy: take the most probable word every time instead.
+            module: what wraps the policy, if anything does.
+
+        Returns:
+            A rollout with `samples` (texts without special tokens), `steps` (prompt_ids, prompt_mask, completion_ids),
+            `mask`, `logp_old`, with a critic `values`, `extras["truncated"]` bool [P, G], and `indices` 0 ... P - 1.
+
+        Raises:
+            ShapeError: there is not one seed per prompt.
+            DataError: a prompt cannot be used.
+        """
+        if len(seeds) != len(prompts):
+            raise ShapeError(
+                f"language.policy: sample needs one seed per prompt (P = {len(prompts)}); got {len(seeds)}."
+            )
+        prompt_ids, prompt_mask = self.encode(prompts)
+        steps = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
+        options = {"group_size": group_size, "seeds": list(seeds), "greedy": greedy}
+        result: Generation = (module or self)(steps, kind="sample", **options)
+        steps["completion_ids"] = result.completion_ids
+        texts = self.decode(result.completion_ids, result.mask)
+        rollout = Rollout(
+            prompts=list(prompts),
+            samples=texts,
+            steps=steps,
+            mask=result.mask,
+            logp_old=result.logp,
+            extras={"truncated": result.truncated},
+            indices=list(range(len(prompts))),
+        )
+        if self.critic is not None:
+            with torch.no_grad():
+                rollout.values = self.log_prob(rollout, module=module).values
+        return rollout
+
+    def decode(self, completion_ids: Tensor, mask: Tensor) -> list[list[str]]:
+        """Texts [P][G] of completions [P, G, T], without special tokens."""
+        lengths = mask.sum(-1).tolist()
+        rows = [
+            ids[:n]
+            for group, ns in zip(completion_ids.tolist(), lengths, strict=True)
+            for ids, n in zip(group, ns, strict=True)
+        ]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        size = completion_ids.shape[1]
+        return [texts[p * size : (p + 1) * size] for p in range(len(completion_ids))]
+
+    def log_prob(self, rollout: Rollout, *, entropy: bool = True, module: Callable[..., Any] | None = None) -> LogProb:
+        """Log-probability of every sampled word under the policy as it is now, at the sampling temperature.
+
+        Args:
+            rollout: its `steps` and `mask` are read.
+            entropy: also the entropy of the distribution each word came from.
+            module: what wraps the policy, if anything does.
+
+        Returns:
+            `LogProb` of [P, G, T], 0 where a step is not live.
+
+        Gradient:
+            Through the model's trained parameters and the critic's.
+        """
+        return (module or self)(rollout.steps, rollout.mask, kind="log_prob", entropy=entropy)
+
+    @torch.no_grad()
+    def reference_log_prob(self, rollout: Rollout, *, module: Callable[..., Any] | None = None) -> Tensor:
+        """Log-probability [P, G, T] under the reference, without gradient.
+
+        Args:
+            rollout: its `steps` and `mask` are read.
+            module: what wraps the policy, if anything does.
+
+        Raises:
+            CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
+        """
+        return (module or self)(rollout.steps, rollout.mask, kind="reference")
+
+    def _score_reference(self, steps: dict[str, Tensor], mask: Tensor) -> Tensor:
+        if self._reference:
+            return self._score(self._reference[0], steps, mask, entropy=False).logp
+        if not self.has_adapters:
+            raise CheckpointError("language.policy: there is no reference; call keep_reference() before training.")
+        with self.model.disable_adapter():
+            return self._score(self.backbone, steps, mask, entropy=False).logp
+
+    def demonstrations(self, rows: Sequence[Mapping[str, Any]]) -> Rollout:
+        """Given completions as a rollout with one sample a prompt, for supervised training.
+
+        Args:
+            rows: each with `prompt` (text or messages) and `completion` (text); an end token is added.
+
+        Returns:
+            A rollout [B, 1, T]; `logp_old` is zero.
+
+        Raises:
+            DataError: naming the row that cannot be used.
+        """
+        prompt_ids, prompt_mask = self.encode([row["prompt"] for row in rows])
+        completions = [self._encode_completion(index, row["completion"]) for index, row in enumerate(rows)]
+        longest = max(map(len, completions))
+        ids = torch.tensor([[c + [self.pad_id] * (longest - len(c))] for c in completions], device=self.device)
+        mask = torch.tensor([[[True] * len(c) + [False] * (longest - len(c))] for c in completions], device=self.device)
+        return Rollout(
+            prompts=[row["prompt"] for row in rows],
+            samples=[[row["completion"]] for row in rows],
+            steps={"prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": ids},
+            mask=mask,
+            logp_old=torch.zeros(mask.shape, device=self.device),
+        )
+
+    def _encode_completion(self, index: int, completion: Any) -> list[int]:
+        if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
+            completion = completion[0].get("content")  # the conversational form: one message of the assistant
+        if not isinstance(completion, str):
+            raise DataError(f"language.policy: completion {index} must be a text; got {completion!r:.200}.")
+        ids = self.tokenizer(completion, add_special_tokens=False).input_ids
+        return ids if ids[-1:] and ids[-1] in self.eos_ids else [*ids, self.eos_ids[0]]
+
+    def keep_reference(self) -> None:
+        """Make the policy as it is now the reference. With adapters nothing is copied: the model without them is it."""
+        if self.has_adapters:
+            return
+        frozen = copy.deepcopy(self.backbone.causal).requires_grad_(False)
+        frozen.eval()
+        self._reference = (copy.copy(self.backbone),)
+        self._reference[0].causal = frozen
+
+    def forward(
+        self,
+        steps: dict[str, Tensor],
+        mask: Tensor | None = None,
+        kind: Literal["log_prob", "reference", "sample"] = "log_prob",
+        **options: Any,
+    ) -> Any:
+        """Run the model: score `steps` (kind "log_prob", "reference"), or sample completions of `steps["prompt_ids"]`.
+
+        Use `log_prob` and `sample`, which call this one directly or through a wrapper.
+        """
+        if kind == "sample":
+            return self._sample(steps, **options)
+        if mask is None:
+            raise ShapeError("language.policy: forward needs the mask [P, G, T] of the steps it scores.")
+        if kind == "reference":
+            self._set_mode(False)
+            return self._score_reference(steps, mask)
+        checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
+        self._set_mode(checkpointing)
+        return self._score(self.backbone, steps, mask, whole=checkpointing, **options)
+
+    def _sample(self, steps: dict[str, Tensor], group_size: int, seeds: Sequence[int], greedy: bool) -> Generation:
+        self._set_mode(False)
+        uniforms = None if greedy else Uniforms(seeds, group_size, self.device)
+        return generate(
+            self.backbone,
+            steps["prompt_ids"],
+            steps["prompt_mask"],
+            group_size,
+            max_new_tokens=self.max_new_tokens,
+            eos_ids=self.eos_ids,
+            pad_id=self.pad_id,
+            temperature=0.0 if greedy else self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            uniforms=uniforms,
+            min_new_tokens=self.min_new_tokens,
+            all_done=_agreement(self.model),
+        )
+
+    def _score(
+        self, backbone: Backbone, steps: dict[str, Tensor], mask: Tensor, *, entropy: bool = True, whole: bool = False
+    ) -> LogProb:
+        prompt_ids, prompt_mask, completion_ids = steps["prompt_ids"], steps["prompt_mask"], steps["completion_ids"]
+        full = mask.shape
+        # nothing is computed for columns that no sample of this batch uses
+        live = mask.any(0).any(0).nonzero()
+        length = int(live[-1]) + 1 if len(live) else 1
+        first = int(prompt_mask.any(0).long().argmax())
+        prompt_ids, prompt_mask = prompt_ids[:, first:], prompt_mask[:, first:]
+        completion_ids, mask = completion_ids[:, :, :length], mask[:, :, :length]
+        reading = backbone.score(
+            prompt_ids,
+            prompt_mask,
+            completion_ids,
+            shared=backbone.shares_prompt and not whole,
+            hidden=self.critic is not None,
+        )
+        reading, ids = reading.map(lambda part: part.flatten(0, 1)), completion_ids.flatten()
+        kept = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
+        if kept is not None:
+            reading, ids = reading.map(lambda part: part[kept]), ids[kept]
+        logp, entropies = backbone.logprob(
+            reading, ids, temperature=self.temperature, chunk=self.logprob_chunk, entropy=entropy
+        )
+        values = None
+        if self.critic is not None and backbone is self.backbone:
+            values = self.critic(reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
+
+        def spread(flat: Tensor | None) -> Tensor | None:
+            if flat is None:
+                return None
+            if kept is not None:
+                flat = flat.new_zeros(mask.numel()).index_copy(0, kept, flat)
+            table = flat.view(mask.shape)
+            return table if length == full[2] else nn.functional.pad(table, (0, full[2] - length))
+
+        return LogProb(spread(logp), spread(entropies), spread(values))
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Put back the weights that `save` wrote, into this policy's model (or its adapters) and critic.
+
+        Raises:
+            CheckpointError: the folder holds another model.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            if self.has_adapters:
+                from peft import set_peft_model_state_dict
+
+                found = set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+            else:
+                state: dict[str, Tensor] = {}
+                for path in sorted(folder.glob("model*.safetensors")):
+                    state |= load_file(path)
+                found = self.model.load_state_dict(state, strict=False)
+                tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+                if missing := [name for name in found.missing_keys if name not in tied]:
+                    raise CheckpointError(f"{folder} lacks {len(missing)} weights of this model, such as {missing[0]}.")
+            if found.unexpected_keys:
+                raise CheckpointError(
+                    f"{folder} holds weights that this model has not, such as {found.unexpected_keys[0]}."
+                )
+            if self.critic is not None:
+                self.critic.load_state_dict(load_file(folder / _CRITIC_FILE))
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{folder}: the weights cannot be read: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model (with adapters: these only), the tokenizer and the critic to a folder.
+
+        `AutoModelForCausalLM.from_pretrained` (peft's `PeftModel.from_pretrained` for adapters) and `LanguagePolicy.load`
+        read it back.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.critic is not None:
+            from safetensors.torch import save_file
+
+            state = {name: value.detach().cpu().contiguous() for name, value in self.critic.state_dict().items()}
+            save_file(state, folder / _CRITIC_FILE)
+
+
+def _check_settings(max_new_tokens: int, temperature: float, top_p: float, top_k: int, min_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise RecipeError(f"policy.max_new_tokens must be at least 1; got {max_new_tokens}.")
+    if not temperature > 0:
+        raise RecipeError(
+            f"policy.temperature must be positive; got {temperature}. Greedy samples are asked for in sample()."
+        )
+    if not 0 < top_p <= 1:
+        raise RecipeError(f"policy.top_p must be in (0, 1]; got {top_p}.")
+    if top_k < 0:
+        raise RecipeError(f"policy.top_k must be 0 (all) or positive; got {top_k}.")
+    if not 0 <= min_new_tokens <= max_new_tokens:
+        raise RecipeError(f"policy.min_new_tokens must be between 0 and max_new_tokens; got {min_new_tokens}.")
+
+
+def _end_ids(causal: Any, tokenizer: Any) -> list[int]:
+    """Words that end a sample: the tokenizer's and those the model's generation settings list."""
+    listed = getattr(getattr(causal, "generation_config", None), "eos_token_id", None)
+    listed = listed if isinstance(listed, (list, tuple)) else [listed]
+    found = [end for end in (tokenizer.eos_token_id, *listed) if end is not None]
+    words = causal.get_input_embeddings().weight.shape[0]
+    ends = [end for end in dict.fromkeys(found) if 0 <= end < words]
+    if not ends:
+        raise RecipeError("policy: neither the tokenizer nor the model names an end word (eos_token_id).")
+    return ends
+
+
+def _load_tokenizer(source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, padding_side="left")
+
+
+def _load_model(source: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    if (Path(source) / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        with _peft_on_new_transformers():
+            return AutoPeftModelForCausalLM.from_pretrained(
+                source, is_trainable=True, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _add_lora(model: Any, options: dict[str, Any]) -> Any:
+    require("peft", "language")
+    from peft import LoraConfig, get_peft_model
+
+    unknown = [name for name in options if name not in _LORA]
+    if unknown:
+        raise RecipeError(
+            f"policy.lora: {unknown[0]!r} is not known.{nearest(unknown[0], _LORA)} There are {sorted(_LORA)}."
+        )
+    settings = {**_LORA, **options}
+    if settings["dropout"]:
+        raise RecipeError(
+            f"policy.lora.dropout must be 0; got {settings['dropout']}. A policy's log-probabilities must be reproducible."
+        )
+    targets = settings["target_modules"]
+    config = LoraConfig(
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with _peft_on_new_transformers():
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def _peft_on_new_transformers() -> Iterator[None]:
+    """peft asks models for a property that newer transformers have renamed; no user can act on the warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def _switch_checkpointing_on(causal: Any) -> None:
+    options = {"use_reentrant": False}
+    if hasattr(causal, "activation_checkpointing_enable"):
+        causal.activation_checkpointing_enable(options)
+    else:
+        causal.gradient_checkpointing_enable(options)
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    """Training mode is needed for gradient checkpointing only, and must then not switch dropout on."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _agreement(model: nn.Module) -> Callable[[bool], bool] | None:
+    """How processes that share one sharded model agree that all their samples are done; None where they need not."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return None
+    kinds = {type(module).__name__ for module in model.modules()} | {type(p).__name__ for p in model.parameters()}
+    if not any(kind.startswith("FSDP") or kind in ("FullyShardedDataParallel", "DTensor") for kind in kinds):
+        return None
+    device = next(model.parameters()).device
+
+    def all_done(mine: bool) -> bool:
+        flag = torch.tensor(int(mine), device=device)
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+        return bool(flag)
+
+    return all_done

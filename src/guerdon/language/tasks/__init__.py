@@ -1,0 +1,62 @@
+"""Bundled tasks: small jobs that bring their own tokenizer, model and rows, and train on a CPU in seconds.
+
+A task is one file here that ends in `TASK = Task(...)`, and one line in `TASKS`. Looking one up imports neither torch
+nor transformers; its `tokenizer` and `model` do when they are called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from guerdon.errors import UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Row = dict[str, Any]
+
+TASKS = {"sort": "sort"}  # name -> module of this package that defines TASK
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a bundled task provides.
+
+    Attributes:
+        name: its name in a recipe (`data: sort`, `model: sort`).
+        description: one sentence for listings.
+        tokenizer: makes the tokenizer.
+        model: makes the untrained model; the same seed gives the same weights.
+        train_rows: seed -> training rows, a pure function of (seed, position). Each row has `prompt` and the columns
+            that the rewards name.
+        held_out_rows: count -> that many fixed rows, none of which can occur in training.
+        demonstrations: seed -> rows with `prompt` and `completion`, for a supervised warm start.
+    """
+
+    name: str
+    description: str
+    tokenizer: Callable[[], PreTrainedTokenizerFast]
+    model: Callable[[int], PreTrainedModel]
+    train_rows: Callable[[int], Sequence[Row]]
+    held_out_rows: Callable[[int], Sequence[Row]]
+    demonstrations: Callable[[int], Sequence[Row]]
+
+
+def find(name: str) -> Task:
+    """The bundled task of that name.
+
+    Raises:
+        UnknownNameError: there is none; the error lists the tasks there are.
+
+    Example:
+        >>> find("sort").train_rows(0)[1]
+        {'prompt': '0119=', 'answer': '0119', 'length': 4}
+    """
+    if name not in TASKS:
+        raise UnknownNameError(
+            f"language.tasks: there is no bundled task {name!r}.{nearest(name, TASKS)} There are: {', '.join(TASKS)}."
+        )
+    return importlib.import_module(f"{__name__}.{TASKS[name]}").TASK

@@ -1,0 +1,65 @@
+"""Estimates of the divergence from a reference, one number per step of a sample."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from guerdon.errors import RecipeError, ShapeError
+
+KlEstimator = Literal["k1", "k2", "k3"]
+
+_LARGEST_EXPONENT = 20.0
+
+
+def kl_estimate(
+    logp: Float[Tensor, "*steps"], logp_ref: Float[Tensor, "*steps"], estimator: KlEstimator = "k3"
+) -> Float[Tensor, "*steps"]:
+    """Estimate KL(policy || reference) at steps that the policy sampled.
+
+    With e = logp_ref - logp: k1 = -e, k2 = e^2 / 2, k3 = exp(e) - e - 1. As values k1 and k3 are unbiased, k3 is never
+    negative; k2 is biased. As losses (samples held fixed) the expected gradient of k1 is 0, of k2 that of KL(policy ||
+    reference), of k3 that of the other order, KL(reference || policy).
+
+    Args:
+        logp: any shape, log-probability of each step under the policy, in nats.
+        logp_ref: the same shape, under the reference.
+        estimator: which of the three.
+
+    Returns:
+        The estimate per step, in nats, same shape; nothing is masked.
+
+    Raises:
+        ShapeError: the shapes differ.
+        RecipeError: the estimator is unknown.
+
+    Gradient:
+        To both arguments.
+
+    Edge cases:
+        k3 holds e at 20 from above, without gradient beyond, so that one improbable step does not overflow.
+
+    Example:
+        >>> import torch
+        >>> kl_estimate(torch.tensor([-1.0]), torch.tensor([-1.5]), "k2")
+        tensor([0.1250])
+
+    Source:
+        Schulman 2020, Approximating KL Divergence (note).
+    """
+    if logp.shape != logp_ref.shape:
+        raise ShapeError(
+            f"objectives.kl_estimate: logp_ref must have the shape of logp, {list(logp.shape)}; "
+            f"got {list(logp_ref.shape)}."
+        )
+    e = logp_ref - logp
+    if estimator == "k1":
+        return -e
+    if estimator == "k2":
+        return e.square() / 2
+    if estimator == "k3":
+        e = e.clamp(max=_LARGEST_EXPONENT)
+        return e.exp() - e - 1
+    raise RecipeError(f"the KL estimator must be k1, k2 or k3; got {estimator!r}.")

@@ -1,0 +1,24 @@
+"""What every objective returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Loss(NamedTuple):
+    """A sum and the number of things summed, so that parts of a batch add up to the whole.
+
+    The loss to minimise is sum(total) / max(sum(count), 1) over all micro-batches and processes; its gradient does not
+    depend on how the batch was cut.
+
+    Attributes:
+        total: scalar with graph; 0 when there is nothing to learn from.
+        count: scalar without graph. It may depend on data (mask, rewards), never on the policy's log-probabilities.
+        metrics: name -> detached scalar, for logging only.
+    """
+
+    total: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    metrics: dict[str, Tensor]

@@ -1,0 +1,131 @@
+# ruff: noqa: RUF009 - the calls of `_set` return dataclasses.field
+"""The settings of a recipe: plain dataclasses with a default and a line of help each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from guerdon.components import Component
+
+
+def _set(default: Any, text: str, **limits: Any) -> Any:
+    """A setting: default, one line of help, and limits (`at_least`, `at_most`, `above`) or the component's stage."""
+    metadata = {"help": text, **limits}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters in place of training every weight."""
+
+    rank: int = _set(16, "rank of the adapters", at_least=1)
+    alpha: float = _set(32.0, "the update is scaled by alpha / rank", above=0)
+    dropout: float = _set(0.0, "dropout before the adapters", at_least=0, at_most=1)
+    target_modules: str | list[str] = _set("all-linear", "layers that get an adapter")
+
+
+@dataclass
+class Policy:
+    """What is trained, and how it samples."""
+
+    kind: Literal["language"] = _set("language", "domain of the policy")
+    model: str | None = _set(None, "a bundled model, a folder, or a name on the Hugging Face hub")
+    max_new_tokens: int = _set(256, "longest sample, in tokens", at_least=1)
+    temperature: float = _set(1.0, "of sampling", above=0)
+    top_p: float = _set(1.0, "sample from the smallest set of tokens with this probability", above=0, at_most=1)
+    top_k: int = _set(0, "sample from this many likeliest tokens; 0 = all", at_least=0)
+    lora: Lora | None = _set(None, "train adapters instead of all weights; {} for the defaults")
+    dtype: Literal["float32", "bfloat16", "float16"] = _set("float32", "of the weights")
+    gradient_checkpointing: bool = _set(False, "less memory, one more forward pass")
+
+
+@dataclass
+class Optim:
+    """The optimiser."""
+
+    name: Literal["adamw", "sgd"] = _set("adamw", "optimiser")
+    lr: float = _set(1e-6, "peak learning rate", at_least=0)
+    betas: tuple[float, float] = _set(
+        (0.9, 0.99), "decay rates of AdamW; the first is SGD's momentum", at_least=0, at_most=1
+    )
+    eps: float = _set(1e-8, "of AdamW", above=0)
+    weight_decay: float = _set(0.0, "decoupled weight decay", at_least=0)
+    schedule: Literal["constant", "linear", "cosine"] = _set("constant", "of the learning rate after warm-up")
+    warmup_steps: int = _set(0, "updates over which the rate rises from 0", at_least=0)
+    clip_norm: float | None = _set(1.0, "largest gradient norm; null = not clipped", above=0)
+
+
+@dataclass
+class WarmStart:
+    """Supervised steps before the loop."""
+
+    steps: int = _set(70, "supervised steps", at_least=1)
+    batch_size: int = _set(128, "examples per step", at_least=1)
+    optim: Optim = _set(lambda: Optim(lr=2e-3, warmup_steps=50, weight_decay=0.01), "their optimiser")
+
+
+@dataclass
+class Evaluation:
+    """What is measured on held-out prompts, before, during and after training."""
+
+    data: str | None = _set(None, "held-out data; null = a part of the data is held out")
+    every: int = _set(50, "steps between evaluations; 0 = only before and after", at_least=0)
+    size: int = _set(400, "prompts", at_least=1)
+    samples: int = _set(1, "samples per prompt at the policy's temperature; 0 = none", at_least=0)
+    greedy: bool = _set(True, "also one greedy sample per prompt")
+
+
+@dataclass
+class Run:
+    """Where a run is written, and how it is executed."""
+
+    directory: str = _set("runs", "folder of run folders")
+    name: str | None = _set(None, "folder of this run; null = recipe and time")
+    checkpoint_every: int = _set(50, "steps between checkpoints; 0 = only the last", at_least=0)
+    keep: int = _set(2, "newest checkpoints to keep", at_least=1)
+    samples_every: int = _set(10, "steps between written training samples; 0 = never", at_least=0)
+    trackers: list[str] = _set(list, "experiment trackers of accelerate, such as tensorboard")
+    mixed_precision: Literal["no", "fp16", "bf16"] = _set("no", "precision of forward and backward passes")
+
+
+@dataclass
+class Recipe:
+    """Everything a run is made of."""
+
+    loop: Literal["online", "supervised"] = _set(
+        "online", "learn from rewards of own samples, or from given completions"
+    )
+    policy: Policy = _set(Policy, "what is trained")
+    data: str | None = _set(None, "a bundled task, or a path: .jsonl, .csv, .parquet, or a saved datasets folder")
+    warm_start: WarmStart | None = _set(None, "supervised steps before the loop; null = none")
+    sampling: Component = _set("uniform", "which prompts are drawn", component="sampling")
+    prompts_per_step: int = _set(8, "prompts of a step over all processes", at_least=1)
+    group_size: int = _set(8, "samples per prompt", at_least=1)
+    rewards: dict[str, Component] = _set(
+        dict, "what a sample is worth: name -> component, or a list", components="rewards"
+    )
+    shaping: dict[str, list[Component]] = _set(
+        dict, "what a score becomes: reward name -> components in order; '*' = every reward", components="shaping"
+    )
+    weighting: Component | None = _set("linear", "how many scores become one", component="weighting")
+    advantage: Component | None = _set("grpo", "a sample against its group or its future", component="advantages")
+    objective: Component = _set("policy_gradient", "the loss", component="objectives")
+    passes: int = _set(1, "times each sample is learnt from", at_least=1)
+    mini_batches: int = _set(1, "updates per pass", at_least=1)
+    micro_batch: int | None = _set(None, "prompts per forward pass and process; null = all", at_least=1)
+    old_logp: Literal["sampler", "recompute"] = _set("sampler", "where the old policy's log-probabilities come from")
+    optim: Optim = _set(Optim, "the optimiser")
+    steps: int = _set(200, "steps of the run", at_least=0)
+    evaluation: Evaluation = _set(Evaluation, "measurements on held-out prompts")
+    stop_at: dict[str, float] = _set(
+        dict, "end the run once a metric reaches a value, such as {eval/greedy/correct: 0.8}"
+    )
+    on_bad_score: Literal["stop", "drop"] = _set("stop", "what to do with a reward that fails or is no number")
+    watch: dict[str, Component] = _set(
+        dict, "scored and recorded, never trained on: name -> component", components="rewards"
+    )
+    seed: int = _set(0, "of everything random", at_least=0)
+    run: Run = _set(Run, "where the run is written")

@@ -1,0 +1,15 @@
+"""What a sample is worth: verifiers of answers, and terms that depend on length or on a reference."""
+
+from __future__ import annotations
+
+from guerdon.stages import lazy
+
+MEMBERS = {
+    "exact_answer": "verifiers",
+    "regex": "verifiers",
+    "math_verify": "verifiers",
+    "overlong": "overlong",
+    "kl_penalty": "kl_penalty",
+}
+__getattr__, __dir__ = lazy(__name__, MEMBERS)
+__all__ = list(MEMBERS)

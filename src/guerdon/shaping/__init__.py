@@ -1,0 +1,12 @@
+"""Shaping: what one component's score becomes before it is weighed.
+
+A member takes one component's `scores` [P, G] and gives the shaped `scores` [P, G].
+"""
+
+from __future__ import annotations
+
+from guerdon.stages import lazy
+
+MEMBERS: dict[str, str] = {}
+__getattr__, __dir__ = lazy(__name__, MEMBERS)
+__all__ = list(MEMBERS)

@@ -1,0 +1,204 @@
+"""Valid random values for every field of the road, by name; a member's inputs are made from its parameter names.
+
+To bring a method under the batteries: list it in its stage's MEMBERS. If it names a field that is new, add one line to
+FIELDS; if a field must be of a special kind for it, one to INPUTS; if it has options without default, add them to
+OPTIONS; to run it with further options, add them to VARIANTS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+
+class Sizes(NamedTuple):
+    """P prompts, G samples each, T steps, K components."""
+
+    P: int = 3
+    G: int = 4
+    T: int = 5
+    K: int = 2
+
+
+class Draw:
+    """Makes fields on demand, so that those that belong together (logp and logp_old) fit each other."""
+
+    def __init__(self, sizes: Sizes, seed: int, special: Mapping[str, Maker]) -> None:
+        self.sizes = sizes
+        self.special = special
+        self.generator = Generator().manual_seed(seed)
+        self.made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.made:
+            self.made[name] = self.special.get(name, FIELDS[name].make)(self)
+        return self.made[name]
+
+    def shape(self, letters: str) -> list[int]:
+        return [getattr(self.sizes, letter) for letter in letters.split()]
+
+    def normal(self, letters: str) -> Tensor:
+        return torch.randn(self.shape(letters), dtype=torch.float64, generator=self.generator)
+
+    def near(self, name: str, distance: float) -> Tensor:
+        return self[name] + distance * self.normal("P G T")
+
+
+Maker = Callable[[Draw], Any]
+
+
+class Field(NamedTuple):
+    """The letters of a field (of a list: its nesting) and how it is made."""
+
+    letters: str
+    make: Maker
+
+
+def _mask(draw: Draw) -> Tensor:
+    # prefixes of random lengths >= 1, and one hole: a masked step may also lie between live ones
+    lengths = torch.randint(1, draw.sizes.T + 1, draw.shape("P G"), generator=draw.generator)
+    mask = torch.arange(draw.sizes.T) < lengths.unsqueeze(-1)
+    mask[0, 0] = True
+    mask[0, 0, 1:-1:2] = False
+    return mask
+
+
+def _scores(draw: Draw) -> Tensor:
+    return draw.normal("P G K")
+
+
+def _words(draw: Draw, words: str) -> list[list[str]]:
+    picks = torch.randint(len(words), draw.shape("P G"), generator=draw.generator).tolist()
+    return [[words[pick] for pick in row] for row in picks]
+
+
+FIELDS: dict[str, Field] = {
+    "mask": Field("P G T", _mask),
+    "logp_old": Field("P G T", lambda d: -d.normal("P G T").abs() - 0.1),
+    "logp": Field("P G T", lambda d: d.near("logp_old", 0.05)),
+    "logp_ref": Field("P G T", lambda d: d.near("logp_old", 0.3)),
+    "entropy": Field("P G T", lambda d: d.normal("P G T").abs()),
+    "values_old": Field("P G T", lambda d: d.normal("P G T")),
+    "values": Field("P G T", lambda d: d.near("values_old", 0.05)),
+    "returns": Field("P G T", lambda d: d.normal("P G T")),
+    "rewards": Field("P G", lambda d: d.normal("P G")),
+    "advantages": Field("P G", lambda d: d.normal("P G")),
+    "scores": Field("P G K", _scores),
+    "score_names": Field("", lambda d: tuple(f"component{k}" for k in range(d.sizes.K))),
+    "local_advantages": Field("P G", lambda d: d.normal("P G")),
+    "global_advantages": Field("P G", lambda d: d.normal("P G")),
+    "local_weight": Field("P G", lambda d: d.normal("P G").sigmoid()),
+    "weights": Field("K", lambda d: d.normal("K").abs() + 0.1),
+    "lengths": Field("P G", lambda d: d["mask"].sum(-1)),
+    "truncated": Field("P G", lambda d: d.normal("P G") > 0.5),
+    "outcomes": Field("P G", lambda d: _words(d, "abc")),
+    "prompts": Field("P", lambda d: [f"prompt {p}" for p in range(d.sizes.P)]),
+    "samples": Field("P G", lambda d: _words(d, "xyz")),
+}
+
+# fields that must be of a special kind, by "stage.name"
+INPUTS: dict[str, dict[str, Maker]] = {
+    "objectives.real": {"rewards": lambda d: (d.normal("P G") > 0).double()},
+}
+
+# what members without defaults need, by "stage.name"; naming an option here states that it is required by design
+OPTIONS: dict[str, dict[str, Any]] = {
+    "objectives.dr_grpo": {"max_length": 7},
+    "rewards.overlong": {"max_length": 5, "cache": 2},
+    "rewards.regex": {"pattern": r"\d+"},
+}
+
+# further settings under which a member must keep its contract
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "advantages.copo": [
+        *({"mode": mode} for mode in ("soft", "soft_with_forced", "dead_only", "zero_only", "global")),
+        {"consistency_coefficient": True, "gamma": 5.0, "rho": 1.0, "global_coefficient": 0.1},
+    ],
+    "advantages.group_advantages": [{"scale": "batch"}, {"scale": "none"}],
+    "advantages.rloo": [{"normalise": True}],
+    "advantages.reinforce": [{"baseline": "batch"}, {"baseline": 0.5}],
+    "advantages.running_scale": [{"momentum": None}],
+    "advantages.gae": [{"beta": 0.1, "gamma": 0.9}, {"whiten": False, "lam": 1.0}],
+    "objectives.policy_gradient": [
+        {"denominator": "per_token", "beta": 0.1, "entropy_bonus": 0.01},
+        {"denominator": "constant", "max_length": 9, "beta": 0.1, "kl": "k2"},
+        {"level": "sequence", "mask_truncated": True},
+        {"level": "sequence_token", "clip_high": 0.28, "kl": "k1", "beta": 0.1},
+        {"clip_low": None, "clip_high": None},
+        {"ratio_max": 2.0, "dual_clip": 3.0},
+    ],
+    "objectives.copo_loss": [
+        {"beta": 0.1, "dual_clip": None},
+        {"denominator": "per_token", "clip_high": 0.28},
+        {"denominator": "constant", "max_length": 9, "clip_low": None, "clip_high": None},
+    ],
+    "objectives.gspo": [{"level": "sequence_token"}],
+    "objectives.ppo": [{"value_clip": None, "entropy_bonus": 0.01}],
+    "objectives.real": [
+        {"variant": "bce"},
+        {"variant": "product", "tau": 0.05},
+        {"threshold": (0.2, 0.8), "tau": 0.05},
+        {"quantile": 0.3},
+    ],
+    "sampling.dynamic": [{"component": "component1", "max_draws": 3}],
+    "sampling.uniform": [{"shuffle": False}],
+    "weighting.linear": [{"weights": {"component0": 0.5, "component1": -2.0}}, {"weights": [1.0, 0.0]}],
+}
+
+
+def make(sizes: Sizes | None = None, seed: int = 0, special: Mapping[str, Maker] | None = None) -> dict[str, Any]:
+    """Every known field, of fitting sizes; `special` makers take the place of the usual ones."""
+    draw = Draw(sizes or Sizes(), seed, special or {})
+    return {name: draw[name] for name in FIELDS}
+
+
+def letters(name: str, value: Any) -> list[str]:
+    """The letters of a field as it is; `rewards`, `advantages` and `scores` may have more or fewer than usual."""
+    known = FIELDS[name].letters.split()
+    if isinstance(value, Tensor) and value.ndim != len(known):
+        return ["P", "G", "T"][: value.ndim]
+    return known
+
+
+def permute_samples(fields: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    """The same fields with the samples of every group in another order."""
+    found = {}
+    for name, value in fields.items():
+        if letters(name, value)[:2] != ["P", "G"]:
+            found[name] = value
+        elif isinstance(value, Tensor):
+            found[name] = value[:, order].clone()
+        else:
+            found[name] = [[row[g] for g in order] for row in value]
+    return found
+
+
+def select_prompts(fields: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """The fields of some prompts."""
+    found = {}
+    for name, value in fields.items():
+        if letters(name, value)[:1] != ["P"]:
+            found[name] = value
+        else:
+            found[name] = value[rows].clone() if isinstance(value, Tensor) else [value[p] for p in rows]
+    return found
+
+
+def poison_masked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with NaN at every masked step."""
+    mask = fields["mask"]
+    return {
+        name: value.masked_fill(~mask, math.nan)
+        if isinstance(value, Tensor) and value.is_floating_point() and letters(name, value) == ["P", "G", "T"]
+        else value
+        for name, value in fields.items()
+    }
+
+
+def copy(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that share no tensor with the given ones."""
+    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in fields.items()}
