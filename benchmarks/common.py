@@ -1,7 +1,7 @@
 """What both sides of a benchmark share: the same model, words, prompts and reward, clocks and a memory meter.
 
-Nothing is downloaded: weights are random, the tokenizer is an alphabet. Runs under guerdon's environment and the peers'.
-Clocks and memory are read from /proc, so Linux only.
+Nothing is downloaded: weights are random, the tokenizer is an alphabet. It runs in guerdon's environment and the
+peers'. Clocks and memory are read from /proc, so it needs Linux.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def llama(shape: ModelShape) -> Any:
 def fingerprint(model: Any) -> dict[str, float]:
     """Enough to see that both sides start from the same weights."""
     weights = [p.detach().double() for p in model.parameters()]
-    return {"parameters": sum(w.numel() for w in weights), "sum_of_squares": sum(w.square().sum().item() for w in weights)}
+    return {
+        "parameters": sum(w.numel() for w in weights),
+        "sum_of_squares": sum(w.square().sum().item() for w in weights),
+    }
 
 
 def prompts(count: int, length: int, vocabulary: int, seed: int) -> list[str]:
@@ -208,7 +211,9 @@ def memory_mib(kind: str = "VmRSS") -> float:
 def machine() -> dict[str, Any]:
     """Where the figures were taken."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.processor()
+    )
     total = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     return {
         "processor": name,

@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/grpo_step.py --who trl --prompt-length 128 --new-tokens 32
 
 A step is one batch of samples with all passes made over it. Every sample has exactly `--new-tokens` tokens (its end is
-held back), so both sides do the same work. Both log every step: TRL its metrics, guerdon its metrics and ledger to disk.
+held back), so both sides do the same work. Both log every step: TRL keeps its metrics, guerdon writes its metrics and
+ledger to disk.
 """
 
 from __future__ import annotations

@@ -123,9 +123,25 @@ def _evaluate(tree: ast.Module, annotation: ast.expr | None) -> Any:
 
 
 def _value(expression: ast.expr, known: dict[str, Any]) -> Any:
-    if any(isinstance(node, ast.Call) for node in ast.walk(expression)):
-        return Any
+    """The type that an annotation's expression stands for: names, `a | b`, `a[b, c]` and plain values; else `Any`."""
     try:
-        return eval(compile(ast.Expression(expression), "<annotation>", "eval"), {**known, "__builtins__": {}})
-    except (NameError, AttributeError, TypeError):  # a tensor or a module's own type: left to the real signature
+        return _walk(expression, known)
+    except (KeyError, AttributeError, TypeError):  # a tensor or a module's own type: left to the real signature
         return Any
+
+
+def _walk(node: ast.expr, known: dict[str, Any]) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return known[node.id]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _walk(node.left, known) | _walk(node.right, known)
+    if isinstance(node, ast.Subscript):
+        return _walk(node.value, known)[_walk(node.slice, known)]
+    if isinstance(node, (ast.Tuple, ast.List)):
+        parts = [_walk(part, known) for part in node.elts]
+        return tuple(parts) if isinstance(node, ast.Tuple) else parts
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_walk(node.operand, known)
+    raise TypeError(f"not a plain annotation: {ast.unparse(node)}")

@@ -317,9 +317,9 @@ def test_a_cut_file_gives_whole_rows_or_says_truncated(tmp_path, cut):
 
 
 def test_json_list_faults(tmp_path):
-    assert "line 2, column 1: truncated: the list is never closed" in message(
-        file(tmp_path, "rows.json", '[{"prompt": "a"},\n')
-    )
+    whole = json.dumps(ROWS, indent=1)
+    for size in (1, 20, len(whole) // 2, len(whole) - 1):
+        assert "truncated, the list is never closed" in message(file(tmp_path, "rows.json", whole[:size]))
     assert "line 1, column 18: Expecting ',' delimiter" in message(
         file(tmp_path, "rows.json", '[{"prompt": "a"} {"prompt": "b"}]')
     )

@@ -15,15 +15,17 @@ def run(words: Sequence[str]) -> int:
     parser = Parser("resume", "Continue a run from its newest checkpoint, as if it had never stopped.")
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of the run, such as runs/NAME")
     parser.add_argument("--steps", type=int, help="length of the whole run, to train on beyond its recipe's")
+    parser.add_argument("--from-step", type=int, help="the checkpoint to start from; by default the newest")
     args = parser.parse_args(list(words))
     folder = run_folder(args.run)
     overrides = [] if args.steps is None else ["--steps", str(args.steps)]
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # as for train: the recipe may name module:attribute of a file here
+    from guerdon.cli.train import finish
     from guerdon.training.run import resume
 
-    resume(folder, overrides)
+    finish(resume(folder, overrides, args.from_step))
     return 0
 
 

@@ -40,10 +40,19 @@ def run(words: Sequence[str]) -> int:
         sys.path.insert(0, here)  # so that a recipe can name module:attribute of a file beside it
     from guerdon.training.run import train
 
-    folder = train(recipe, Path(args.recipe).stem)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{folder}\nguerdon report {folder} --open")
+    finish(train(recipe, Path(args.recipe).stem))
     return 0
+
+
+def finish(folder: Path) -> None:
+    """At the end of a run: its figures, a few samples, and its page; once, whatever the number of processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from guerdon.report import print_samples, print_summary, write_report
+
+    print_summary(folder)
+    print_samples(folder)
+    print(f"{write_report(folder)}")
 
 
 def _check_roots(settings: Sequence[str], parser: Parser) -> None:

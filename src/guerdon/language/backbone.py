@@ -13,10 +13,15 @@ from guerdon.language.logprob import logits_logprob, project, token_logprob
 
 
 class Reading(NamedTuple):
-    """What a model says at some positions: `hidden` [..., H] if the head is one matrix (or on request), else `logits`."""
+    """What a model says at some positions.
 
-    hidden: Tensor | None
-    logits: Tensor | None
+    Attributes:
+        hidden: [..., H] if the head is one matrix, or if it was asked for.
+        logits: [..., V] if the head is more than one matrix.
+    """
+
+    hidden: Any
+    logits: Any
 
     def map(self, function: Any) -> Reading:
         """Apply `function` to the parts that are there."""
@@ -151,19 +156,21 @@ class Backbone:
         positions = torch.arange(length - 1, device=start.device) + start[:, None] if padded else None
         before = prompt_positions(prompt_mask) if padded else None
         words = completion_ids.view(prompts * group, length)[:, :-1]
-        many = positions.repeat_interleave(group, 0) if padded else None
+        many = None if positions is None else positions.repeat_interleave(group, 0)
         if shared:
             cache = self.new_cache() if length > 1 else None
             first = self.read(prompt_ids, prompt_mask if padded else None, before, cache, last=True, hidden=hidden)
             first = first.map(lambda part: part.repeat_interleave(group, 0))
-            if length == 1:
+            if cache is None:
                 return first
             cache.batch_repeat_interleave(group)
             mask = extend_mask(prompt_mask, group, length - 1) if padded else None
             return join_readings(first, self.read(words, mask, many, cache, hidden=hidden), 1)
         ids = torch.cat([prompt_ids.repeat_interleave(group, 0), words], 1)
         mask = extend_mask(prompt_mask, group, length - 1) if padded else None
-        everywhere = torch.cat([before.repeat_interleave(group, 0), many], 1) if padded else None
+        everywhere = None
+        if before is not None and many is not None:
+            everywhere = torch.cat([before.repeat_interleave(group, 0), many], 1)
         reading = self.read(ids, mask, everywhere, hidden=hidden)
         return reading.map(lambda part: part[:, prompt_ids.shape[1] - 1 :])
 

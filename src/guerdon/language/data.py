@@ -106,9 +106,13 @@ def _read_file(name: str, file: Path) -> Rows:
         from guerdon.language.arrow_files import read_parquet
 
         return read_parquet(name, file)
-    from guerdon.language.text_files import read_csv, read_json
+    if ending == ".csv":
+        from guerdon.language.csv_files import read_csv
 
-    return read_csv(name, file) if ending == ".csv" else read_json(name, file)
+        return read_csv(name, file)
+    from guerdon.language.json_files import read_json
+
+    return read_json(name, file)
 
 
 def _read_folder(name: str, folder: Path, split: str | None) -> Rows:

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 from guerdon.errors import DataError, RecipeError, nearest
 
 
+# what a language rollout carries beside the fields of every rollout
+FIELDS = ("truncated",)
+
+
 class Data(NamedTuple):
     """Rows to train on and rows held out; the second may be empty."""
 
@@ -24,9 +28,12 @@ def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> A
         base: a saved model to start from in place of `settings.model` (after a warm start).
         seed: of the weights of a bundled model.
     """
+    from transformers.utils import logging
+
     from guerdon.language.policy import LanguagePolicy
     from guerdon.language.tasks import TASKS, find
 
+    logging.disable_progress_bar()  # a run shows one display, its own
     options = {
         name: getattr(settings, name)
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "dtype", "gradient_checkpointing")

@@ -224,7 +224,7 @@ class _TokenLogprob(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad, grad_entropy = grads
         hidden, matrix, bias, ids, normaliser, entropies = ctx.saved_tensors
         temperature, budget = ctx.settings
@@ -249,6 +249,7 @@ class _TokenLogprob(torch.autograd.Function):
             height = max(1, min(rows, budget // min(words, _FEWEST_COLUMNS)))
             width = max(1, min(words, budget // height))
         plain = grad_entropy is None
+        direct = grad_matrix is not None and grad_matrix.dtype == hidden.dtype and hidden.dtype not in _LOW
         with torch.autocast(hidden.device.type, enabled=False):
             # without entropy the factor of a row is taken out of the tile and put on the small side
             scaled = (hidden * -grad[:, None]).to(hidden.dtype) if plain and wants_matrix else hidden
@@ -279,7 +280,7 @@ class _TokenLogprob(torch.autograd.Function):
                     if grad_hidden is not None:
                         _accumulate(grad_hidden[rows_here], small, part)
                     if grad_matrix is not None:
-                        if part_grad is None and grad_matrix.dtype == hidden.dtype and grad_matrix.dtype not in _LOW:
+                        if part_grad is None and direct:
                             part_grad = torch.mm(small.T, scaled[rows_here], out=grad_matrix[columns])
                         elif part_grad is None:
                             part_grad = _multiply(small.T, scaled[rows_here])
@@ -291,7 +292,7 @@ class _TokenLogprob(torch.autograd.Function):
                     if plain and ctx.probabilities is not None:
                         tile.scatter_(1, at, before)
                     del tile, small
-                if grad_matrix is not None and (part_grad is None or part_grad.dtype != grad_matrix.dtype):
+                if grad_matrix is not None and (part_grad is None or not direct):
                     grad_matrix[columns] = 0 if part_grad is None else part_grad
                 if grad_bias is not None:
                     grad_bias[columns] = 0 if part_bias is None else part_bias

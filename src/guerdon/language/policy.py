@@ -144,7 +144,7 @@ class LanguagePolicy(nn.Module):
             critic=critic,
             logprob_chunk=logprob_chunk,
         )
-        if critic and source is not None and (Path(source) / _CRITIC_FILE).exists():
+        if policy.critic is not None and source is not None and (Path(source) / _CRITIC_FILE).exists():
             from safetensors.torch import load_file
 
             policy.critic.load_state_dict(load_file(Path(source) / _CRITIC_FILE))
@@ -226,8 +226,8 @@ class LanguagePolicy(nn.Module):
         width = max(map(len, rows))
         if not self.backbone.ignores_padding and min(map(len, rows)) < width:
             raise DataError(
-                "language.policy: this model does not ignore padding, so all prompts of a batch must have the same number "
-                f"of words; got {min(map(len, rows))} to {width}."
+                "language.policy: this model does not ignore padding, so all prompts of a batch must have the same "
+                f"number of words; got {min(map(len, rows))} to {width}."
             )
         ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
@@ -249,8 +249,8 @@ class LanguagePolicy(nn.Module):
         longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and len(ids) + self.max_new_tokens > longest:
             raise DataError(
-                f"language.policy: prompt {index} is too long: {len(ids)} words and max_new_tokens = {self.max_new_tokens} "
-                f"are more than the {longest} positions of the model."
+                f"language.policy: prompt {index} is too long: {len(ids)} words and max_new_tokens = "
+                f"{self.max_new_tokens} are more than the {longest} positions of the model."
             )
         return ids
 
@@ -465,7 +465,7 @@ class LanguagePolicy(nn.Module):
         if self.critic is not None and backbone is self.backbone:
             values = self.critic(reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
 
-        def spread(flat: Tensor | None) -> Tensor | None:
+        def spread(flat: Any) -> Any:
             if flat is None:
                 return None
             if kept is not None:
@@ -511,8 +511,8 @@ class LanguagePolicy(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the model (with adapters: these only), the tokenizer and the critic to a folder.
 
-        `AutoModelForCausalLM.from_pretrained` (peft's `PeftModel.from_pretrained` for adapters) and `LanguagePolicy.load`
-        read it back.
+        `AutoModelForCausalLM.from_pretrained` (peft's `PeftModel.from_pretrained` for adapters) and
+        `LanguagePolicy.load` read it back.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -583,7 +583,7 @@ def _add_lora(model: Any, options: dict[str, Any]) -> Any:
     settings = {**_LORA, **options}
     if settings["dropout"]:
         raise RecipeError(
-            f"policy.lora.dropout must be 0; got {settings['dropout']}. A policy's log-probabilities must be reproducible."
+            f"policy.lora.dropout must be 0; got {settings['dropout']}. Log-probabilities must be reproducible."
         )
     targets = settings["target_modules"]
     config = LoraConfig(

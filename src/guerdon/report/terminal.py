@@ -11,6 +11,7 @@ from rich.text import Text
 
 from guerdon.report.headlines import headlines
 from guerdon.report.records import Run, read_run
+from guerdon.report.samples import read_samples
 from guerdon.report.thinning import bin_curve
 from guerdon.report.words import duration, setting
 
@@ -92,3 +93,28 @@ def print_summary(run: Run | Path | str, console: Console | None = None) -> None
         console.print(Text("No step has been written yet.", "dim"))
     for note in run.notes:
         console.print(Text(note, "yellow"))
+
+
+def print_samples(run: Path | str, console: Console | None = None, most: int = 3) -> None:
+    """Print a few held-out samples, as they were before training and after it.
+
+    Args:
+        run: the run directory.
+        console: where to; standard output by default.
+        most: samples per way the reward went (rose, fell).
+
+    Raises:
+        DataError: the samples file is malformed.
+    """
+    console = console or Console()
+    samples = read_samples(Path(run) / "samples.jsonl", [])
+    for group in samples.sets:
+        if group.title == "Reward unchanged":
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+        table.add_column(f"{group.title} ({group.count})", max_width=48)
+        table.add_column("before", max_width=40)
+        table.add_column("after", max_width=40)
+        for pair in group.pairs[:most]:
+            table.add_row(Text(pair.prompt), Text(pair.before, "dim"), Text(pair.after))
+        console.print(table)

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -99,10 +101,8 @@ def write(run: Path, step: int, state: LoopState, save_policy: Callable[[Path], 
             shutil.rmtree(final)
         draft.rename(final)
         _sync(folder)
-    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(draft, ignore_errors=True)
-        if not isinstance(error, OSError) and "SafetensorError" not in type(error).__name__:
-            raise
         raise CheckpointError(
             f"checkpoint {final} could not be written: {error}. Earlier checkpoints are untouched. "
             f"Free some space or set run.directory elsewhere, then: guerdon resume {run}"
@@ -147,11 +147,9 @@ def read(run: Path, step: int | None = None) -> tuple[Path, LoopState]:
         facts = json.loads((folder / "state.json").read_text())
         for name, wanted in facts.pop("files").items():
             if _fingerprint(folder / name) != wanted:
-                raise CheckpointError(f"checkpoint {folder}: {name} is damaged (its hash is not the one written). {advice}")
-        tensors = _load_tensors(folder / "training.safetensors")
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+                raise CheckpointError(f"checkpoint {folder}: {name} is damaged: its hash is not the one written. {advice}")
+        tensors = load_file(folder / "training.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}. {advice}") from error
     _set_generators(tensors, facts.pop("python_random"))
     return folder, LoopState({k: v for k, v in tensors.items() if not k.startswith("generator.")}, facts)
@@ -172,7 +170,7 @@ def _generators() -> dict[str, Tensor]:
 def _set_generators(tensors: Mapping[str, Tensor], python: Any) -> None:
     torch.set_rng_state(tensors["generator.torch"])
     keys = tensors["generator.numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(tensors["generator.numpy_position"])))
+    np.random.set_state(("MT19937", keys, int(tensors["generator.numpy_position"]), 0, 0.0))
     random.setstate((python[0], tuple(python[1]), python[2]))
     cuda = [tensors[k] for k in sorted(tensors) if k.startswith("generator.cuda.")]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
@@ -180,16 +178,8 @@ def _set_generators(tensors: Mapping[str, Tensor], python: Any) -> None:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
     # safetensors refuses tensors that share memory
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def _fingerprint(path: Path) -> list[Any]:

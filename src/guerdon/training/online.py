@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -113,26 +113,13 @@ class Online:
         self.steps_done = 0
         self.needs_reference = signal.needs("logp_ref") or wants(objective, "logp_ref")
         self.has_critic = bool(getattr(policy, "has_critic", False))
-        self._check_fields()
+        prepared = ({"logp_ref"} if self.needs_reference else set()) | ({"values", "values_old"} if self.has_critic else set())
+        check_fields(signal, objective, columns=rows[0], policy_fields=policy.fields, prepared=prepared)
         optimizer, schedule = self.settings.build(policy.parameters(), steps * passes * mini_batches)
         self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
         # not prepared by accelerate: that would step it once per process, and a schedule counts updates of the run
         self.schedule = schedule
         self.trained = [p for p in policy.parameters() if p.requires_grad]
-
-    def _check_fields(self) -> None:
-        there = {"prompts", "samples", "mask", "logp_old", "lengths", "indices", *self.rows[0], *self.policy_fields}
-        if self.needs_reference:
-            there.add("logp_ref")
-        if self.has_critic:
-            there.add("values")
-        there = self.signal.check(there)
-        check(self.objective, there | {"logp", "entropy"} | ({"values_old"} if self.has_critic else set()))
-
-    @property
-    def policy_fields(self) -> set[str]:
-        """Further fields that the policy's rollouts carry."""
-        return set(getattr(self.policy, "fields", ()))
 
     def step(self) -> StepResult:
         """Make one step.
@@ -347,6 +334,31 @@ def _check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
             f"prompts_per_step = {prompts} must be a multiple of mini_batches x processes = {mini_batches} x {processes}: "
             "every process and every mini-batch holds whole groups."
         )
+
+
+def check_fields(
+    signal: Signal,
+    objective: Callable[..., Loss],
+    *,
+    columns: Iterable[str],
+    policy_fields: Iterable[str],
+    prepared: Iterable[str] = (),
+) -> None:
+    """Check that every stage will find the fields it names.
+
+    Args:
+        signal: its stages are checked in order, each seeing what the ones before it produce.
+        objective: checked last.
+        columns: names of the data's columns.
+        policy_fields: what the policy's rollouts carry beside the fields of every rollout.
+        prepared: costly fields that will be there because a stage asks for them: `logp_ref`, `values`.
+
+    Raises:
+        BindingError: naming the stage, the field and the fields there are.
+    """
+    always = {"prompts", "samples", "mask", "logp_old", "lengths", "indices"}
+    there = signal.check(always | set(columns) | set(policy_fields) | (set(prepared) - {"values_old"}))
+    check(objective, there | {"logp", "entropy"} | set(prepared))
 
 
 def data_length(rows: Sequence[Any]) -> int | None:

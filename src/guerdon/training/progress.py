@@ -70,9 +70,9 @@ class Display:
         if not self.live and (now - self.printed >= self.every or step in (self.first + 1, self.total)):
             self.printed = now
             left = (now - self.start) / max(step - self.first, 1) * (self.total - step)
-            self.console.print(f"{self.title} {step}/{self.total}  {figures}  {left:.0f} s left")
+            self.console.print(f"{self.title} {step}/{self.total}  {figures}  {left:.0f} s left", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line of its own, above the display."""
         if self.enabled:
-            self.console.print(text)
+            self.console.print(text, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal as signals
 import threading
 import time
@@ -23,11 +24,14 @@ from guerdon.signal import Signal
 from guerdon.stages import signature, wants
 from guerdon.training import checkpoint
 from guerdon.training.evaluation import Evaluation, evaluate
-from guerdon.training.online import Online
+from guerdon.training.online import Online, check_fields
 from guerdon.training.optimisation import Optim
 from guerdon.training.progress import Display
 from guerdon.training.records import Records
 from guerdon.training.supervised import Supervised
+
+# below this many weights a second thread costs more than it brings, above all on a busy machine
+_SMALL = 5_000_000
 
 # a domain gives the runner its policy and its rows; the loops never see it
 DOMAINS = {"language": "guerdon.language.domain"}
@@ -52,13 +56,18 @@ def train(recipe: Recipe, name: str | None = None) -> Path:
     if accelerator.num_processes > 1:
         broadcast_object_list(chosen)
     run = Path(chosen[0])
+    if (run / "recipe.yaml").exists():
+        raise RecipeError(f"run.name: {run} holds a run already. Choose another name, or: guerdon resume {run}")
+    runner = _Runner(recipe, run, accelerator)
+    runner.build()  # what a recipe can get wrong is found before anything is written
     if accelerator.is_main_process:
-        if (run / "recipe.yaml").exists():
-            raise RecipeError(f"run.name: {run} holds a run already. Choose another name, or: guerdon resume {run}")
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"run.directory: {run} cannot be written: {error.strerror}.") from error
     accelerator.wait_for_everyone()
-    return _Runner(recipe, run, accelerator).execute()
+    return runner.execute()
 
 
 def resume(run: Path | str, overrides: Iterable[str] = (), from_step: int | None = None) -> Path:
@@ -82,7 +91,9 @@ def resume(run: Path | str, overrides: Iterable[str] = (), from_step: int | None
     accelerator = _accelerator(recipe)
     if accelerator.is_main_process:
         (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-    return _Runner(recipe, run, accelerator, resumed=True, from_step=from_step).execute()
+    runner = _Runner(recipe, run, accelerator, resumed=True, from_step=from_step)
+    runner.build()
+    return runner.execute()
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -133,11 +144,41 @@ class _Runner:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
+    def build(self) -> None:
+        """Import the components and open the data: all that can be wrong before a model is loaded."""
+        recipe = self.recipe
+        assert recipe.data is not None
+        self.data = self.domain.load_data(recipe.data, loop=recipe.loop, evaluation=recipe.evaluation, seed=recipe.seed)
+        if recipe.loop == "supervised":
+            return
+        self.signal = Signal(
+            rewards={name: build("rewards", spec, f"rewards.{name}") for name, spec in recipe.rewards.items()},
+            shaping={
+                name: [build("shaping", spec, f"shaping.{name}") for spec in chain]
+                for name, chain in recipe.shaping.items()
+            },
+            weighting=None if recipe.weighting is None else build("weighting", recipe.weighting),
+            advantage=None if recipe.advantage is None else build("advantages", recipe.advantage, "advantage"),
+            watch={name: build("rewards", spec, f"watch.{name}") for name, spec in recipe.watch.items()},
+            on_bad_score=recipe.on_bad_score,
+        )
+        self.objective = build("objectives", recipe.objective, "objective")
+        self.sampler = build("sampling", recipe.sampling)
+        check_fields(
+            self.signal,
+            self.objective,
+            columns=self.data.train[0],
+            policy_fields=self.domain.FIELDS,
+            prepared={"logp_ref", "values", "values_old"},
+        )
+
     def _policy(self) -> Any:
         """The policy as the loop starts with it: bundled or loaded, after its warm start, with adapters."""
         settings, base = self.recipe.policy, self.run / "base"
         policy = self.domain.build_policy(settings, base=base if base.exists() else None, seed=self.recipe.seed)
         policy.to(self.accelerator.device)
+        if "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in policy.parameters()) < _SMALL:
+            torch.set_num_threads(1)
         if self.recipe.warm_start is not None and not base.exists():
             self._warm_start(policy)
             if self.main:
@@ -171,29 +212,13 @@ class _Runner:
     def _supervised_line(self, step: int, metrics: dict[str, float]) -> None:
         self.records.line("supervised", {"step": step, "elapsed": round(self.elapsed, 3), **metrics})
 
-    def _signal(self) -> Signal:
-        recipe = self.recipe
-        return Signal(
-            rewards={name: build("rewards", spec) for name, spec in recipe.rewards.items()},
-            shaping={name: [build("shaping", spec) for spec in chain] for name, chain in recipe.shaping.items()},
-            weighting=None if recipe.weighting is None else build("weighting", recipe.weighting),
-            advantage=None if recipe.advantage is None else build("advantages", recipe.advantage),
-            watch={name: build("rewards", spec) for name, spec in recipe.watch.items()},
-            on_bad_score=recipe.on_bad_score,
-        )
-
     # -- loops ---------------------------------------------------------------------------------------------------
 
     def _online(self, interrupt: _Interrupt) -> tuple[str, str]:
         recipe = self.recipe
-        assert recipe.data is not None
-        data = self.domain.load_data(recipe.data, loop="online", evaluation=recipe.evaluation, seed=recipe.seed)
-        # whatever a recipe can get wrong is found before a model is loaded
-        signal = self._signal()
-        sampler = build("sampling", recipe.sampling)
-        objective = build("objectives", recipe.objective)
+        data, signal = self.data, self.signal
         policy = self._policy()
-        objective = _with_longest(objective, policy.max_steps)
+        objective = _with_longest(self.objective, policy.max_steps)
         if signal.needs("values"):
             policy.add_critic()
         if signal.needs("logp_ref") or wants(objective, "logp_ref"):
@@ -203,7 +228,7 @@ class _Runner:
             data.train,
             signal,
             objective,
-            sampler=sampler,
+            sampler=self.sampler,
             prompts_per_step=recipe.prompts_per_step,
             group_size=recipe.group_size,
             passes=recipe.passes,
@@ -247,9 +272,7 @@ class _Runner:
 
     def _supervised(self, interrupt: _Interrupt) -> tuple[str, str]:
         recipe = self.recipe
-        assert recipe.data is not None
-        data = self.domain.load_data(recipe.data, loop="supervised", evaluation=recipe.evaluation, seed=recipe.seed)
-        policy = self._policy()
+        data, policy = self.data, self._policy()
         loop = Supervised(
             policy,
             data.train,

@@ -1,0 +1,36 @@
+"""Evidence: every paper's claim at small scale, the method against its own baseline.
+
+A module here tests one claim: see `guerdon.evidence.base` for what it defines and `guerdon reproduce` for running it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from guerdon.errors import UnknownNameError, nearest
+
+MEMBERS = {"grpo-family": "grpo_family"}  # slug -> module of this package
+
+
+def find(slug: str) -> ModuleType:
+    """The module that tests the claim of a method.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if slug not in MEMBERS:
+        raise UnknownNameError(
+            f"evidence: there is nothing called {slug!r}.{nearest(slug, MEMBERS)} There are: {', '.join(MEMBERS)}."
+        )
+    return importlib.import_module(f"{__name__}.{MEMBERS[slug]}")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in MEMBERS.values():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{nearest(name, MEMBERS.values())}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MEMBERS.values()})
