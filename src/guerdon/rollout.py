@@ -135,7 +135,7 @@ class Rollout:
                 return value
             if isinstance(value, Tensor):
                 return value[prompts] if isinstance(prompts, slice) else value[torch.tensor(positions, dtype=torch.long, device=value.device)]
-            return [value[i] for i in positions]
+            return [value[i] for i in positions] if value else value
 
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         taken = {name: take(value) for name, value in parts.items() if name not in (*_NESTED, "score_names")}

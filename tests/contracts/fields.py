@@ -96,6 +96,7 @@ FIELDS: dict[str, Field] = {
     "lengths": Field("P G", lambda d: d["mask"].sum(-1)),
     "truncated": Field("P G", lambda d: d.normal("P G") > 0.5),
     "outcomes": Field("P G", lambda d: _words(d, "abc")),
+    "indices": Field("P", lambda d: list(range(d.sizes.P))),
     "prompts": Field("P", lambda d: [f"prompt {p}" for p in range(d.sizes.P)]),
     "samples": Field("P G", lambda d: _words(d, "xyz")),
 }
@@ -146,6 +147,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "sampling.dynamic": [{"component": "component1", "max_draws": 3}],
     "sampling.uniform": [{"shuffle": False}],
+    "sampling.vade": [
+        {"gain": "variance", "fractional": True, "component": "component1"},
+        {"gain": "mixed", "decay_global": 1.0, "decay_selected": 0.0, "pool": 50},
+    ],
     "weighting.linear": [{"weights": {"component0": 0.5, "component1": -2.0}}, {"weights": [1.0, 0.0]}],
 }
 

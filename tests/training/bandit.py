@@ -82,9 +82,10 @@ class BanditPolicy(nn.Module):
         steps = {"state": torch.tensor(prompts), "arms": arms}
         return Rollout(prompts, [[row["completion"]] for row in rows], torch.ones_like(arms).bool(), torch.zeros(arms.shape), steps)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         folder.mkdir(parents=True)
-        save_file({name: value.detach().clone() for name, value in self.state_dict().items()}, folder / "table.safetensors")
+        whole = self.state_dict() if state is None else state
+        save_file({name: value.detach().clone() for name, value in whole.items()}, folder / "table.safetensors")
 
     def load_weights(self, folder: Path) -> None:
         self.load_state_dict(load_file(folder / "table.safetensors"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from guerdon.objectives import copo_loss, policy_gradient, real
 from guerdon.objectives.kl import kl_estimate
 from guerdon.objectives.real import relative_scores
 from guerdon.rewards.overlong import overlong
+from guerdon.sampling import vade
 from guerdon.sampling.mixed import mixed_groups
+from guerdon.sampling.thompson import largest
+from guerdon.sampling.vade import information_gain, mixed_probability
 
 Values = dict[str, Any]
 
@@ -103,8 +107,28 @@ def labels(inputs: Values) -> Values:
     return outputs
 
 
+def variance_aware(inputs: Values) -> Values:
+    sampler = vade(**{name: inputs[name] for name in ("alpha0", "beta0", "decay_global", "decay_selected")})
+    sampler.prepare(inputs["samples"], seed=0)
+    steps = []
+    for step in inputs["steps"]:
+        gain = information_gain(np.array(step["draw"]))
+        selected = largest(gain, inputs["batch"]).tolist()
+        right = torch.arange(inputs["group"]) < torch.tensor(step["correct"])[:, None]
+        sampler.observe(selected, right.double().unsqueeze(-1))
+        state = {name: getattr(sampler, name) for name in ("alpha", "beta", "mean", "evidence")}
+        steps.append({"gain": gain, "selected": selected, **state})
+    grid = tensor(inputs["p_grid"])
+    return {
+        "steps": steps,
+        "mixed_probability": mixed_probability(grid, inputs["group"]),
+        "gain_grid": information_gain(grid),
+    }
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "copo": consistency,
     "grpo-family": grpo_family,
     "real": labels,
+    "vade": variance_aware,
 }

@@ -24,6 +24,7 @@ COMMANDS = {
     "resume": Command("resume", "continue a run as if it had never stopped"),
     "report": Command("report", "summary and page of a run"),
     "compare": Command("compare", "one page that compares runs"),
+    "reproduce": Command("reproduce", "test a paper's claim at small scale against its baseline"),
     "methods": Command("methods", "the methods there are, by stage"),
     "doctor": Command("doctor", "what is installed, and what is missing for what"),
 }

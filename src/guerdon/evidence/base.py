@@ -11,11 +11,12 @@ and, where settings are tuned first,
 
     tune(results) -> {arm: settings}     usually `return results.best("sampled_after")`
 
-`plan` is called with `tuned=None` first; its units with role `tune` are run, `tune` picks from them, and `plan` is called
-again with what was picked. Tuning seeds (`tuning_seeds`) are never measuring seeds, and every tuned arm gets the same
-number of tuning runs; the runner refuses a plan that breaks either rule. `measure` is a pure function of its unit, since
-its result is kept on disk. Where many small nets train faster as one batched tensor, define
-`measure_all(units) -> [one result per unit]` in place of `measure`.
+`plan` is called with `tuned=None` first; its units with role `tune` are run, `tune` picks from them, and `plan` is
+called again with what was picked. Tuning seeds (`tuning_seeds`) are never measuring seeds, and every tuned arm gets the
+same number of tuning runs; the runner refuses a plan that breaks either rule. `SEEDS = {"smoke": 1, "full": 3}` sets
+default numbers of seeds other than 1 and 5. `measure` is a pure function of its unit, since its result is kept on disk.
+Where many small nets train faster as one batched tensor, define `measure_all(units) -> [one result per unit]` in place
+of `measure`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Unit:
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def __str__(self) -> str:
-        settings = "".join(f", {name} {value:g}" if _is_number(value) else f", {name} {value}" for name, value in self.settings.items())
+        settings = "".join(
+            f", {name} {value:g}" if _is_number(value) else f", {name} {value}" for name, value in self.settings.items()
+        )
         return f"{self.arm} ({self.role}, seed {self.seed}{settings})"
 
 
@@ -93,7 +96,8 @@ class Results(Sequence[Result]):
     """
 
     def __init__(self, results: Sequence[Result], budget: Budget = "smoke") -> None:
-        self.all, self.budget = list(results), budget
+        self.all = list(results)
+        self.budget: Budget = budget
 
     def __len__(self) -> int:
         return len(self.all)
@@ -113,7 +117,9 @@ class Results(Sequence[Result]):
         found = [result for result in self.all if (result.unit.arm, result.unit.role) == (arm, role)]
         if not found:
             known = {result.unit.arm for result in self.all if result.unit.role == role}
-            raise EvidenceError(f"evidence: no {role} results of arm {arm!r}.{nearest(arm, known)} There are: {sorted(known)}.")
+            raise EvidenceError(
+                f"evidence: no {role} results of arm {arm!r}.{nearest(arm, known)} There are: {sorted(known)}."
+            )
         return sorted(found, key=lambda result: result.unit.seed)
 
     def values(self, arm: str, figure: str) -> list[float]:
@@ -139,7 +145,7 @@ class Results(Sequence[Result]):
         return Arm(name, role, figures, curves, shown)
 
     def best(self, figure: str, *, better: Literal["high", "low"] = "high") -> dict[str, Settings]:
-        """For each arm with tuning runs, the settings whose mean figure over the tuning seeds is best; ties: the first."""
+        """For each arm with tuning runs, the settings with the best mean figure over its seeds; the first of equals."""
         picked: dict[str, Settings] = {}
         sign = 1.0 if better == "high" else -1.0
         for arm in dict.fromkeys(result.unit.arm for result in self.all if result.unit.role == "tune"):
@@ -223,7 +229,12 @@ class Check:
 
 
 def at_least(
-    name: str, values: Sequence[float], bound: float, *, kind: Literal["mechanism", "headline"] = "mechanism", what: str = "mean"
+    name: str,
+    values: Sequence[float],
+    bound: float,
+    *,
+    kind: Literal["mechanism", "headline"] = "mechanism",
+    what: str = "mean",
 ) -> Check:
     """A check that the mean over seeds is at least `bound`; False for NaN."""
     found = mean(values)
@@ -231,7 +242,12 @@ def at_least(
 
 
 def at_most(
-    name: str, values: Sequence[float], bound: float, *, kind: Literal["mechanism", "headline"] = "mechanism", what: str = "mean"
+    name: str,
+    values: Sequence[float],
+    bound: float,
+    *,
+    kind: Literal["mechanism", "headline"] = "mechanism",
+    what: str = "mean",
 ) -> Check:
     """A check that the mean over seeds is at most `bound`; False for NaN."""
     found = mean(values)
@@ -251,8 +267,8 @@ def compare(
     """A check that the method beats the baseline on the same seeds.
 
     Holds if the mean over seeds of (method - baseline) is at least `margin`, and more than `errors` of its standard
-    errors above 0. With `better="low"` the difference is baseline - method. A negative margin asks that the method is not
-    worse by more than that.
+    errors above 0. With `better="low"` the difference is baseline - method. A negative margin asks that the method is
+    not worse by more than that.
 
     Args:
         name: what is compared.
@@ -271,7 +287,9 @@ def compare(
         'shown'
     """
     if len(method) != len(baseline) or not method:
-        raise EvidenceError(f"evidence: {name}: {len(method)} seeds of the method against {len(baseline)} of the baseline.")
+        raise EvidenceError(
+            f"evidence: {name}: {len(method)} seeds of the method against {len(baseline)} of the baseline."
+        )
     sign = 1.0 if better == "high" else -1.0
     differences = [sign * (m - b) for m, b in zip(method, baseline, strict=True)]
     found, spread = mean(differences), sd(differences)
@@ -289,7 +307,7 @@ def compare(
 class Evidence:
     """What came of a claim test.
 
-    `conclude` gives the first eight; the runner adds the rest.
+    `conclude` gives those up to `shown`; the runner adds the rest.
 
     Attributes:
         slug: the method's name in the catalogue.
@@ -299,7 +317,8 @@ class Evidence:
         arms: the variants with their figures per seed.
         checks: the conditions; at least one mechanism check.
         notes: what a reader must know: what differs from the paper, what was not tested.
-        plots: metrics to draw; by default every curve, or every figure of the checks if there is no curve.
+        shown: the metrics a reader should see. Those that are curves are drawn, those that are figures stand in the
+            table of the arms, and are drawn per seed if no curve is. By default the first few of each.
         budget: `smoke` or `full`.
         seeds: those that were measured.
         seconds: CPU seconds of all runs together, the cached ones included.
@@ -313,7 +332,7 @@ class Evidence:
     arms: tuple[Arm, ...]
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
-    plots: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     budget: Budget = "smoke"
     seeds: tuple[int, ...] = ()
     seconds: float = math.nan
@@ -322,6 +341,19 @@ class Evidence:
     def __post_init__(self) -> None:
         if not any(check.kind == "mechanism" for check in self.checks):
             raise EvidenceError(f"evidence {self.slug}: there must be at least one mechanism check.")
+
+    @property
+    def table(self) -> list[str]:
+        """The figures to tabulate per arm."""
+        there = list(dict.fromkeys(name for arm in self.arms for name in arm.figures))
+        return [name for name in self.shown if name in there] or there[:5]
+
+    @property
+    def drawn(self) -> list[str]:
+        """The curves to draw; empty if there are none to be drawn."""
+        there = list(dict.fromkeys(name for arm in self.arms for name in arm.curves))
+        chosen = [name for name in self.shown if name in there]
+        return chosen if chosen or self.shown else there[:4]
 
     @property
     def holds(self) -> bool:
@@ -358,13 +390,17 @@ class Evidence:
             record = json.loads(text)
             del record["holds"], record["headline"]  # computed
             record["arms"] = tuple(_arm(arm) for arm in record["arms"])
-            record["checks"] = tuple(Check(**{**check, "figures": _read(check["figures"])}) for check in record["checks"])
-            for name in ("notes", "plots", "seeds"):
+            record["checks"] = tuple(
+                Check(**{**check, "figures": _read(check["figures"])}) for check in record["checks"]
+            )
+            for name in ("notes", "shown", "seeds"):
                 record[name] = tuple(record[name])
             record["seconds"] = _read(record["seconds"])
             return Evidence(**record)
         except (ValueError, KeyError, TypeError) as error:
-            raise EvidenceError(f"evidence: this is not the record of a claim test: {type(error).__name__}: {error}") from error
+            raise EvidenceError(
+                f"evidence: this is not the record of a claim test: {type(error).__name__}: {error}"
+            ) from error
 
 
 def plain(value: Any) -> Any:

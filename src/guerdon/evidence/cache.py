@@ -14,7 +14,7 @@ from types import ModuleType
 from guerdon import __version__
 from guerdon.evidence.base import Result, Unit, plain
 
-_MACHINERY = {"base", "cache", "runner", "table", "plot", "pages"}
+_MACHINERY = {"base", "cache", "pages", "plot", "runner", "table", "workers"}
 
 
 def cache_folder() -> Path:

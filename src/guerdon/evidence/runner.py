@@ -39,7 +39,7 @@ def run(
     Args:
         module: see `guerdon.evidence.base`.
         budget: `smoke` or `full`.
-        seeds: how many to measure; by default 1 for smoke and 5 for full.
+        seeds: how many to measure; by default the module's own, or 1 for smoke and 5 for full.
         jobs: processes; by default one per core. Ignored with `workers`.
         fresh: measure everything again.
         workers: processes to use, for several tests in a row.
@@ -51,7 +51,7 @@ def run(
     Raises:
         EvidenceError: the plan breaks a rule, or a unit failed; what was measured before is kept.
     """
-    count = DEFAULT_SEEDS[budget] if seeds is None else seeds
+    count = {**DEFAULT_SEEDS, **getattr(module, "SEEDS", {})}[budget] if seeds is None else seeds
     if count < 1:
         raise EvidenceError(f"evidence {module.SLUG}: there must be at least one seed; got {count}.")
     with nullcontext(workers) if workers is not None else Workers(jobs or cores()) as pool:
@@ -82,8 +82,8 @@ def checked(module: Any, units: Sequence[Unit]) -> list[Unit]:
     """A plan that keeps the rules.
 
     Raises:
-        EvidenceError: a unit is there twice; a tuning seed is also measured; arms have different numbers of tuning or of
-            measuring runs.
+        EvidenceError: a unit is there twice; a tuning seed is also measured; arms have different numbers of tuning
+            or of measuring runs.
     """
     where = f"evidence {module.SLUG}: the plan"
     if not units:
@@ -146,8 +146,13 @@ class _Display:
         self.title, self.total, self.done = title, total, done
         self.enabled = enabled and done < total
         self.live = self.enabled and self.console.is_terminal
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.fields[unit]}"))
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[unit]}"),
+        )
         self.bar = Progress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task(title, total=total, completed=done, unit=f"{done} kept" if done else "")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from guerdon.training.supervised import Supervised
 
 MAX_NEW_TOKENS = sort.LONGEST + 1  # the digits and the end
 _WINDOW = 10  # steps averaged in a point of a training curve
+_FOLLOWED = ("reward", "constant_groups", "entropy", "ratio_max", "clip_share", "truncated")  # of the loop's metrics
 
 
 def base_policy(
@@ -95,7 +97,9 @@ def accuracy(policy: LanguagePolicy, *, size: int = 400, samples: int = 1) -> di
         size: held-out prompts; always the same ones.
         samples: a prompt, for `sampled`.
     """
-    found = evaluate(policy, sort.held_out_rows(size), Signal(rewards={"correct": exact_answer}), samples=samples).metrics
+    found = evaluate(
+        policy, sort.held_out_rows(size), Signal(rewards={"correct": exact_answer}), samples=samples
+    ).metrics
     return {mode: found[f"eval/{mode}/correct"] for mode in ("greedy", "sampled")}
 
 
@@ -147,17 +151,18 @@ def sort_run(
     Returns:
         What `measure` returns. Figures: `greedy_before`, `sampled_before`, `greedy_after`, `sampled_after` (share of
         right answers, whatever the training reward was), `greedy_gain`, `sampled_gain`; means over all steps of
-        `reward`, `constant_groups`, `mixed_groups` (shares of the groups trained on) and `entropy` (nats), the last
-        steps' `entropy_last`; `ratio_max`, the largest ratio of new to old probability, mean over steps, and
-        `clip_share`, where the objective tells; `rollouts`, samples drawn; `seconds` of CPU of the loop alone.
-        Curves over steps: `greedy`, `sampled` where evaluated; `reward`, `constant_groups`, `entropy`, ... as means
-        over 10 steps.
+        `reward`, `constant_groups`, `mixed_groups` (shares of the groups trained on), `entropy` (nats), `truncated`
+        (share of samples), `ratio_max` (of new to old probability) and `clip_share` where the objective tells, and of
+        what `on_step` returned; means over the last 10 steps, `reward_last` and `entropy_last`; `rollouts`, samples
+        drawn; `seconds`, CPU of the loop without base and evaluations. Curves over steps: `greedy`, `sampled` where
+        evaluated; each of the means as means over 10 steps.
 
     Example:
         >>> from guerdon.advantages import grpo
         >>> from guerdon.objectives import dapo
         >>> signal = Signal(rewards={"correct": exact_answer}, advantage=grpo)
-        >>> found = sort_run(0, signal=signal, objective=dapo, warm_steps=2, steps=1, prompts=2, group_size=2, eval_size=4)
+        >>> small = {"warm_steps": 2, "steps": 1, "prompts": 2, "group_size": 2, "eval_size": 4}
+        >>> found = sort_run(0, signal=signal, objective=dapo, **small)
         >>> found["figures"]["rollouts"], [step for step, _ in found["curves"]["sampled"]]
         (4.0, [0.0, 1.0])
     """
@@ -191,9 +196,12 @@ def sort_run(
         seed=seed,
     )
     history: dict[str, list[float]] = {}
+    rollouts = 0.0
     for step in range(1, steps + 1):
         result = loop.step()
-        numbers = {**result.metrics, "mixed_groups": 1.0 - result.metrics["constant_groups"]}
+        rollouts += result.metrics["draws"] * prompts * group_size
+        numbers = {name: result.metrics[name] for name in _FOLLOWED if name in result.metrics}
+        numbers["mixed_groups"] = 1.0 - numbers["constant_groups"]
         if on_step is not None:
             numbers |= on_step(result) or {}
         for name, value in numbers.items():
@@ -203,17 +211,21 @@ def sort_run(
             test(step)
             seconds -= time.process_time()
     seconds += time.process_time()
-    if not steps:
-        test(0)
     figures = {f"{mode}_{when}": curves[mode][at][1] for mode in curves for when, at in (("before", 0), ("after", -1))}
     figures |= {f"{mode}_gain": figures[f"{mode}_after"] - figures[f"{mode}_before"] for mode in ("greedy", "sampled")}
-    for name in ("reward", "constant_groups", "mixed_groups", "entropy", "ratio_max", "clip_share"):
-        if name in history:
-            figures[name] = _mean(history[name])
-    if "entropy" in history:
-        figures["entropy_last"] = _mean(history["entropy"][-_WINDOW:])
-    figures["rollouts"] = sum(history.get("draws", ())) * prompts * group_size
-    figures["seconds"] = seconds
-    drawn = {"reward", "constant_groups", "mixed_groups", "entropy", "ratio_max"} | (history.keys() - set(_LOOP))
-    curves |= {name: _thin(values) for name, values in history.items() if name in drawn}
-    return {"figures": figures, "curves": curves}
+    figures |= {name: _mean(values) for name, values in history.items()}
+    figures |= {f"{name}_last": _mean(history[name][-_WINDOW:]) for name in ("reward", "entropy") if name in history}
+    figures |= {"rollouts": rollouts, "seconds": seconds}
+    return {"figures": figures, "curves": curves | {name: _thin(values) for name, values in history.items()}}
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the values that are there: a step may have no group, and so no figure."""
+    there = [value for value in values if not math.isnan(value)]
+    return sum(there) / len(there) if there else math.nan
+
+
+def _thin(values: Sequence[float]) -> Points:
+    """Means over windows of steps, each at the middle of its window."""
+    parts = [values[i : i + _WINDOW] for i in range(0, len(values), _WINDOW)]
+    return [(i * _WINDOW + (len(part) + 1) / 2, _mean(part)) for i, part in enumerate(parts)]

@@ -141,7 +141,7 @@ class Workers:
 
 
 def _start(lifeline: Connection) -> None:
-    """First thing in a process: one thread, no reaction of its own to Ctrl-C, and an end when the parent's is closed."""
+    """First thing in a process: one thread, deaf to Ctrl-C, and an end when the parent's end of the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:

@@ -508,21 +508,32 @@ class LanguagePolicy(nn.Module):
                 raise
             raise CheckpointError(f"{folder}: the weights cannot be read: {error}") from error
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the model (with adapters: these only), the tokenizer and the critic to a folder.
 
         `AutoModelForCausalLM.from_pretrained` (peft's `PeftModel.from_pretrained` for adapters) and
         `LanguagePolicy.load` read it back.
+
+        Args:
+            folder: where to; made if it is not there.
+            state: the policy's `state_dict` with whole tensors, where the policy's own are shards; None = its own.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
+        whole = dict(self.state_dict() if state is None else state)
+        parts = {part: _under(whole, part) for part in ("model", "critic")}
+        self.model.save_pretrained(folder, state_dict=None if state is None else parts["model"])
         self.tokenizer.save_pretrained(folder)
         if self.critic is not None:
             from safetensors.torch import save_file
 
-            state = {name: value.detach().cpu().contiguous() for name, value in self.critic.state_dict().items()}
-            save_file(state, folder / _CRITIC_FILE)
+            critic = {name: value.detach().cpu().contiguous() for name, value in parts["critic"].items()}
+            save_file(critic, folder / _CRITIC_FILE)
+
+
+def _under(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The entries of a submodule, under its own names."""
+    return {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
 
 
 def _check_settings(max_new_tokens: int, temperature: float, top_p: float, top_k: int, min_new_tokens: int) -> None:

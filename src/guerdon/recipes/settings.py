@@ -38,7 +38,7 @@ class Policy:
     top_p: float = _set(1.0, "sample from the smallest set of tokens with this probability", above=0, at_most=1)
     top_k: int = _set(0, "sample from this many likeliest tokens; 0 = all", at_least=0)
     lora: Lora | None = _set(None, "train adapters instead of all weights; {} for the defaults")
-    dtype: Literal["float32", "bfloat16", "float16"] = _set("float32", "of the weights")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = _set("float32", "of the weights")
     gradient_checkpointing: bool = _set(False, "less memory, one more forward pass")
 
 

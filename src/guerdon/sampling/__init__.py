@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from guerdon.stages import lazy
 
-MEMBERS = {"dynamic": "dynamic", "uniform": "uniform"}
+MEMBERS = {"dynamic": "dynamic", "uniform": "uniform", "vade": "vade"}
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

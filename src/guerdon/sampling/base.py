@@ -58,6 +58,10 @@ class Sampler(nn.Module):
         """
         return torch.ones(scores.shape[0], dtype=torch.bool, device=scores.device)
 
+    def metrics(self) -> dict[str, float]:
+        """What the sampler has to tell of the step that it observed last; the loop logs it as `sampling/NAME`."""
+        return {}
+
     def shortage(self, kept: int, wanted: int) -> None:
         """Called when fewer groups than wanted were kept after the last draw; returning means: train with those.
 

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from guerdon.errors import CheckpointError
@@ -35,12 +36,24 @@ class LoopState(NamedTuple):
     facts: dict[str, Any]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded over processes, in one piece on each; all processes must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def weights(policy: nn.Module) -> dict[str, Tensor] | None:
+    """The state of a sharded policy with whole tensors on the CPU; None for one that is not sharded."""
+    if not any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
+        return None
+    return {name: whole(value.detach()).cpu() for name, value in policy.state_dict().items()}
+
+
 def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> LoopState:
-    """Gather the state of modules, an optimiser and its schedule."""
+    """Gather the state of modules, an optimiser and its schedule; where it is sharded, all processes take part."""
     tensors = {f"{prefix}.{k}": v for prefix, module in modules.items() for k, v in module.state_dict().items()}
     found = optimizer.state_dict()
     for index, entries in found["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
+        tensors |= {f"optimizer.{index}.{name}": whole(torch.as_tensor(value)) for name, value in entries.items()}
     numbers = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
     return LoopState(tensors, {"schedule": numbers, "param_groups": found["param_groups"]})
 
@@ -48,7 +61,7 @@ def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, 
 def restore(
     state: LoopState, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, schedule: LambdaLR
 ) -> None:
-    """Put back what `collect` gathered.
+    """Put back what `collect` gathered, shards included.
 
     Raises:
         CheckpointError: the state is of other stages or another optimiser than the ones given.
@@ -57,18 +70,26 @@ def restore(
     for name, value in state.tensors.items():
         prefix, _, rest = name.partition(".")
         grouped[prefix][rest] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in grouped["optimizer"].items():
-        index, _, key = name.partition(".")
-        entries[int(index)][key] = value
     try:
+        for name, value in grouped["optimizer"].items():
+            index, _, key = name.partition(".")
+            entries[int(index)][key] = _like(value, parameters[int(index)])
         for prefix, module in modules.items():
             module.load_state_dict(grouped[prefix])
         optimizer.load_state_dict({"state": dict(entries), "param_groups": state.facts["param_groups"]})
         # the functions themselves are not saved, they follow from the recipe
         schedule.load_state_dict({**state.facts["schedule"], "lr_lambdas": [None] * len(schedule.lr_lambdas)})
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f"the checkpoint does not fit this recipe: {error}") from error
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, sharded as the parameter it belongs to."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
 
 
 def write(run: Path, step: int, state: LoopState, save_policy: Callable[[Path], None], keep: int) -> Path:

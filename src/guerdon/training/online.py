@@ -140,7 +140,14 @@ class Online:
             for stage in (self.objective, self.sampler):
                 if hasattr(stage, "observe"):
                     call(stage, fields, method="observe")
-        metrics = {**_describe(everything, attribution, tuple(self.signal.watch)), **learned, "draws": float(draws), **clock.seconds()}
+        told = {f"sampling/{name}": value for name, value in self.sampler.metrics().items()}
+        metrics = {
+            **_describe(everything, attribution, tuple(self.signal.watch)),
+            **learned,
+            **told,
+            "draws": float(draws),
+            **clock.seconds(),
+        }
         metrics["tokens_per_s"] = metrics["tokens"] / max(clock.total(), 1e-9)
         return StepResult(self.steps_done, metrics, everything, attribution)
 

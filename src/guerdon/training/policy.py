@@ -65,10 +65,10 @@ class Policy(Protocol):
         """Given acts as a rollout [B, 1, T], for supervised training."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the policy in its hub's own format."""
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the policy in its hub's own format; `state` holds whole tensors where its own are shards."""
         ...
 
     def load_weights(self, folder: Path) -> None:
-        """Put back what `save` wrote."""
+        """Put back what `save` wrote; called before the policy is wrapped or sharded."""
         ...

@@ -24,7 +24,7 @@ from guerdon.signal import Signal
 from guerdon.stages import signature, wants
 from guerdon.training import checkpoint
 from guerdon.training.evaluation import Evaluation, evaluate
-from guerdon.training.online import Online, check_fields
+from guerdon.training.online import Online, check_fields, data_length
 from guerdon.training.optimisation import Optim
 from guerdon.training.progress import Display
 from guerdon.training.records import Records
@@ -164,6 +164,7 @@ class _Runner:
         )
         self.objective = build("objectives", recipe.objective, "objective")
         self.sampler = build("sampling", recipe.sampling)
+        self.sampler.prepare(data_length(self.data.train), recipe.seed)
         check_fields(
             self.signal,
             self.objective,
@@ -223,6 +224,7 @@ class _Runner:
             policy.add_critic()
         if signal.needs("logp_ref") or wants(objective, "logp_ref"):
             policy.keep_reference()
+        state = self._read_checkpoint(policy)
         loop = Online(
             policy,
             data.train,
@@ -240,7 +242,8 @@ class _Runner:
             seed=recipe.seed,
             accelerator=self.accelerator,
         )
-        self._restore(loop, policy)
+        if state is not None:
+            loop.load_state(state)
         self._start_trackers()
         self.step = loop.steps_done
         if self.step == 0:
@@ -273,6 +276,7 @@ class _Runner:
     def _supervised(self, interrupt: _Interrupt) -> tuple[str, str]:
         recipe = self.recipe
         data, policy = self.data, self._policy()
+        state = self._read_checkpoint(policy)
         loop = Supervised(
             policy,
             data.train,
@@ -283,7 +287,8 @@ class _Runner:
             seed=recipe.seed,
             accelerator=self.accelerator,
         )
-        self._restore(loop, policy)
+        if state is not None:
+            loop.load_state(state)
         self._start_trackers()
         self.step = loop.steps_done
         with Display("train", recipe.steps, loop.steps_done, enabled=self.main) as display:
@@ -336,23 +341,25 @@ class _Runner:
         return bool(every) and self.step % every == 0
 
     def _checkpoint(self, loop: Online | Supervised, policy: Any) -> None:
-        state = loop.state()
+        state, weights = loop.state(), checkpoint.weights(policy)  # on every process: each may hold a part
         if self.main:
             facts = {**state.facts, "elapsed": self.elapsed}
-            checkpoint.write(self.run, self.step, state._replace(facts=facts), policy.save, self.recipe.run.keep)
+            save = partial(policy.save, state=weights)
+            checkpoint.write(self.run, self.step, state._replace(facts=facts), save, self.recipe.run.keep)
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, loop: Online | Supervised, policy: Any) -> None:
+    def _read_checkpoint(self, policy: Any) -> checkpoint.LoopState | None:
+        """Put the checkpoint's weights into the policy, and give the rest for the loop; None at a run's beginning."""
         if not self.resumed:
-            return
+            return None
         if not checkpoint.list_steps(self.run) and self.from_step is None:
             self.records.rewind(-1)  # stopped before its first checkpoint: the beginning is where it goes on
-            return
+            return None
         folder, state = checkpoint.read(self.run, self.from_step)
         policy.load_weights(folder / "policy")
-        loop.load_state(state)
         self.elapsed_before = state.facts["elapsed"]
-        self.records.rewind(loop.steps_done)
+        self.records.rewind(state.facts["steps_done"])
+        return state
 
 
 def _with_longest(objective: Any, max_steps: int) -> Any:
