@@ -82,13 +82,19 @@ def entry(step: int, rollout: Rollout, attribution: Attribution) -> dict[str, An
         "components": list(rollout.score_names),
         "raw": _lists(rollout.scores),
         "shaped": _lists(rollout.extras["shaped"]),
-        "weights": _lists(rollout.extras["weights"]),
+        "weights": _lists(_once(rollout.extras["weights"])),
         "contributions": _lists(attribution.contributions),
         "remainder": _lists(attribution.remainder),
         "advantages": _lists(attribution.advantages),
         "constant": attribution.constant.tolist(),
         "dropped": [[p, fault.sample, fault.name, fault.why] for p, faults in enumerate(dropped) for fault in faults],
     }
+
+
+def _once(weights: Tensor) -> Tensor:
+    """Weights [K] where they are the same for every sample."""
+    first = weights[0, 0]
+    return first if bool((weights == first).all()) else weights
 
 
 def _lists(tensor: Tensor | None) -> Any:

@@ -150,7 +150,7 @@ class Signal(nn.Module):
 
     @torch.no_grad()
     def weigh(self, rollout: Rollout) -> Rollout:
-        """From scores to rewards: fills `rewards`, and `shaped` [P, G, K] and `weights`, which the ledger reads."""
+        """From scores to rewards: fills `rewards`, and `shaped` and `weights` [P, G, K], which the ledger reads."""
         if rollout.scores is None:
             raise ShapeError("signal.weigh: the rollout has no scores; call signal.score first.")
         fields = rollout.available()
@@ -169,7 +169,9 @@ class Signal(nn.Module):
         else:
             fields |= {**produced, "scores": produced["shaped"], "score_names": rollout.score_names}
             weighted = outputs(call(self.weighting, fields), "rewards")
-        weighted.setdefault("weights", produced["shaped"].new_ones(len(shaped)))
+        # one weight per sample and component, whatever the stage gave, so that it is selected with the prompts
+        weights = weighted.get("weights", produced["shaped"].new_ones(()))
+        weighted["weights"] = weights.expand_as(produced["shaped"])
         for p, faults in enumerate(rollout.extras.get("dropped", ())):
             for fault in faults:
                 weighted["rewards"][p, fault.sample] = torch.nan

@@ -111,6 +111,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "objectives.dr_grpo": {"max_length": 7},
     "rewards.overlong": {"max_length": 5, "cache": 2},
     "rewards.regex": {"pattern": r"\d+"},
+    "rewards.tournament": {"judge": {"pointwise": {"reward": "exact_answer"}}},
 }
 
 # further settings under which a member must keep its contract

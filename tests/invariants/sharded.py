@@ -40,9 +40,11 @@ def letters(samples):
     return [[float(len(set(sample))) for sample in group] for group in samples]
 
 
-def make(folder: Path, accelerator: Accelerator | None, policy: LanguagePolicy | None = None) -> Online:
-    policy = policy or LanguagePolicy.load(str(folder), max_new_tokens=6, dtype="float64")
+def make(folder: Path, accelerator: Accelerator | None, checkpoint: Path | None = None) -> Online:
+    policy = LanguagePolicy.load(str(folder), max_new_tokens=6, dtype="float64")
     policy.keep_reference()
+    if checkpoint is not None:
+        policy.load_weights(checkpoint)
     rows = [{"prompt": f"{i}{(3 * i) % 10}="} for i in range(8)]
     signal = Signal(rewards={"letters": letters}, advantage=grpo)
 
@@ -68,9 +70,7 @@ def main(folder: Path) -> None:
     if accelerator.is_main_process:
         loop.policy.save(half, state=weights)
     accelerator.wait_for_everyone()
-    again = LanguagePolicy.load(str(folder), max_new_tokens=6, dtype="float64")
-    again.load_weights(half)
-    resumed = make(folder, accelerator, again)
+    resumed = make(folder, accelerator, half)
     resumed.load_state(state)
     for one in (loop, resumed):
         for _ in range(2):

@@ -63,7 +63,7 @@ def test_no_density_exceeds_the_ceiling(alpha0, beta0, evidence):
 def test_near_selects_as_all_does(width):
     # 0.02 is nearly always too narrow, so that the others must be drawn too; 0.12 nearly never
     ceiling = density_ceiling(1.0, 1.0, 20.0, 1 / 3 - width / 2, 1 / 3 + width / 2)
-    rounds = 4000
+    rounds = 1200
     counts = np.zeros((2, N))
     first = np.zeros((2, N))
     for seed in range(rounds):
@@ -92,5 +92,7 @@ def test_near_measures_how_dense_draws_are_at_the_peak():
     )
     assert math.isclose(found.density, 1.0, abs_tol=0.25)  # 400 of a uniform distribution, within 5 deviations
     assert math.isclose(
-        draw_all(lambda at: (one[at], one[at]), 1, information_gain, 1 / 3, np.random.default_rng(0)).density, 1.0, abs_tol=0.2
+        draw_all(lambda at: (one[at], one[at]), 1, information_gain, 1 / 3, np.random.default_rng(0)).density,
+        1.0,
+        abs_tol=0.2,
     )

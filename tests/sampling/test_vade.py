@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.training.bandit import BanditPolicy, best_arm, rows
 
 from guerdon.advantages import copo, grpo
 from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError
@@ -19,6 +19,7 @@ from guerdon.sampling.thompson import draw_all
 from guerdon.sampling.vade import information_gain, mixed_probability
 from guerdon.signal import Signal
 from guerdon.training import Online, Optim
+from tests.training.bandit import BanditPolicy, best_arm, rows
 
 NAN = math.nan
 
@@ -231,7 +232,7 @@ def test_the_shortcut_for_many_prompts_selects_as_drawing_for_all_does(monkeypat
     truth = np.repeat([0.0, 1.0, 0.3, 0.9], size // 4)
 
     def played(few: int) -> tuple[np.ndarray, float]:
-        monkeypatch.setattr("guerdon.sampling.vade._FEW", few)
+        monkeypatch.setattr(sys.modules["guerdon.sampling.vade"], "_FEW", few)
         made = sampler(size, seed=few)
         kinds = np.zeros(4)
         random = np.random.default_rng(few)
@@ -244,7 +245,7 @@ def test_the_shortcut_for_many_prompts_selects_as_drawing_for_all_does(monkeypat
     (near, density), (every, _) = played(100), played(10**9)
     assert density > 0
     assert np.abs(near - every).max() < 0.04
-    assert near[2] > 0.5  # of prompts a quarter
+    assert near[2] > 0.35  # of prompts a quarter
 
 
 def test_samplers_fed_the_same_stay_the_same():
@@ -282,8 +283,9 @@ def test_it_finds_the_prompts_that_teach():
 def test_decay_keeps_up_with_a_moving_policy():
     def error(**options) -> float:
         random = np.random.default_rng(1)
-        truth = 1 / (1 + np.exp(-random.normal(-2, 1.5, 256)))
-        return world(sampler(256, **options), truth, 120, 16, drift=0.03)[1][60:].mean()
+        truth = 1 / (1 + np.exp(-random.normal(0, 1.5, 512)))
+        truth[:150], truth[150:300] = 0.0, 1.0
+        return world(sampler(512, **options), truth, 80, 32, drift=0.03)[1][40:].mean()
 
     assert error() < 0.75 * error(decay_global=1.0, decay_selected=1.0)
 
@@ -389,11 +391,20 @@ def test_the_loop_tells_it_what_came_out():
 def test_with_copo():
     def answered(samples, best):
         # the first draw is the answer
-        return [[(float(draw[:1] == [b]), str(draw[:1])) for draw in group] for group, b in zip(samples, best, strict=True)]
+        return [
+            [(float(draw[:1] == [b]), str(draw[:1])) for draw in group] for group, b in zip(samples, best, strict=True)
+        ]
 
     signal = Signal(rewards={"answered": answered}, advantage=copo)
     loop = Online(
-        BanditPolicy(24), rows(24), signal, copo_loss, sampler=vade(), prompts_per_step=8, group_size=4, optim=Optim(lr=0.1)
+        BanditPolicy(24),
+        rows(24),
+        signal,
+        copo_loss,
+        sampler=vade(),
+        prompts_per_step=8,
+        group_size=4,
+        optim=Optim(lr=0.1),
     )
     before = loop.policy.table.detach().clone()
     for _ in range(3):
@@ -411,7 +422,9 @@ def test_errors(friendly_errors):
         vade(decay_global=1.5)
     with pytest.raises(RecipeError, match=r"decay_selected must be in \[0, 1\]; got -0.1"):
         vade(decay_selected=-0.1)
-    with pytest.raises(RecipeError, match=r"gain must be one of information, variance, mixed; got 'varianc'. Did you mean 'v"):
+    with pytest.raises(
+        RecipeError, match=r"gain must be one of information, variance, mixed; got 'varianc'. Did you mean 'v"
+    ):
         vade(gain="varianc")
     with pytest.raises(RecipeError, match="pool must be at least 1; got 0"):
         vade(pool=0)

@@ -18,6 +18,7 @@ from guerdon.objectives import copo_loss, policy_gradient, real
 from guerdon.objectives.kl import kl_estimate
 from guerdon.objectives.real import relative_scores
 from guerdon.rewards.overlong import overlong
+from guerdon.rewards.topologies import play
 from guerdon.sampling import vade
 from guerdon.sampling.mixed import mixed_groups
 from guerdon.sampling.thompson import largest
@@ -126,9 +127,23 @@ def variance_aware(inputs: Values) -> Values:
     }
 
 
+def tournaments(inputs: Values) -> Values:
+    judge = inputs["judge"]
+    outputs: Values = {}
+    for topology in ("anchor", "round_robin", "single_elimination"):
+        found = play(topology, len(judge), lambda pairs: [tuple(judge[i][j]) for i, j in pairs])
+        outputs[f"advantages_{topology}"] = grpo(tensor([found.quantiles]), eps=1e-6)[0]
+        outputs[f"comparisons_{topology}"] = found.comparisons
+    return outputs
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
+    "arena-rl": tournaments,
     "copo": consistency,
     "grpo-family": grpo_family,
     "real": labels,
     "vade": variance_aware,
 }
+
+# files whose numbers were made in single precision: relative and absolute tolerance
+TOLERANCES: dict[str, float] = {"arena-rl": 1e-5}

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from guerdon.errors import UnknownNameError, nearest
 
-MEMBERS = {"copo": "copo", "grpo-family": "grpo_family", "real": "real"}  # slug -> module of this package
+MEMBERS = {"copo": "copo", "grpo-family": "grpo_family", "real": "real", "vade": "vade"}  # slug -> module of this package
 
 
 def find(slug: str) -> ModuleType:

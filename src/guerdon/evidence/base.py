@@ -165,8 +165,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def sd(values: Sequence[float]) -> float:
-    """Standard deviation with n - 1; NaN for fewer than two values."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    """Standard deviation with n - 1; NaN for fewer than two values, and where one is not finite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def compare(
 class Evidence:
     """What came of a claim test.
 
-    `conclude` gives those up to `shown`; the runner adds the rest.
+    `conclude` gives those up to `x`; the runner adds the rest.
 
     Attributes:
         slug: the method's name in the catalogue.
@@ -319,6 +319,7 @@ class Evidence:
         notes: what a reader must know: what differs from the paper, what was not tested.
         shown: the metrics a reader should see. Those that are curves are drawn, those that are figures stand in the
             table of the arms, and are drawn per seed if no curve is. By default the first few of each.
+        x: what the curves run over.
         budget: `smoke` or `full`.
         seeds: those that were measured.
         seconds: CPU seconds of all runs together, the cached ones included.
@@ -333,6 +334,7 @@ class Evidence:
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
+    x: str = "step"
     budget: Budget = "smoke"
     seeds: tuple[int, ...] = ()
     seconds: float = math.nan

@@ -30,6 +30,8 @@ SEEDS = {"smoke": 1, "full": 3}
 
 LOSSES: dict[Budget, tuple[str, ...]] = {"smoke": ("dapo",), "full": ("grpo", "rloo", "dr_grpo", "dapo", "gspo")}
 STEPS: dict[Budget, int] = {"smoke": 40, "full": 200}
+FIGURES = ("sampled_before", "sampled_after", "greedy_before", "greedy_after")
+CURVES = ("sampled", "greedy", "entropy", "mixed_groups", "ratio_max", "reward")
 GAIN: dict[Budget, float] = {"smoke": 0.08, "full": 0.25}
 EARLY: dict[Budget, int] = {"smoke": 4, "full": 40}  # the step at which several passes are compared with one
 
@@ -37,12 +39,16 @@ EARLY: dict[Budget, int] = {"smoke": 4, "full": 40}  # the step at which several
 def plan(budget: Budget, seeds: int, tuned: dict[str, Settings] | None = None) -> list[Unit]:
     """Every loss; four passes clipped and not clipped; dynamic sampling."""
     early = EARLY[budget]
-    arms: dict[str, Settings] = {name: {"steps": STEPS[budget], "eval_every": early} for name in LOSSES[budget]}
+    arms: dict[str, Settings] = {name: {"steps": STEPS[budget], "eval_every": 40} for name in LOSSES[budget]}
     if "gspo" in arms:
         arms["gspo"]["mini_batches"] = 2
     arms |= {name: {"steps": early, "passes": 4} for name in ("clipped", "unclipped")}
     arms["dynamic"] = {"steps": early}
-    return [Unit(name, seed, {**settings, "lr": 3e-4}) for name, settings in arms.items() for seed in range(seeds)]
+    return [
+        Unit(name, seed, {**settings, "early": early, "lr": 3e-4})
+        for name, settings in arms.items()
+        for seed in range(seeds)
+    ]
 
 
 def measure(unit: Unit) -> dict[str, Any]:
@@ -58,12 +64,14 @@ def measure(unit: Unit) -> dict[str, Any]:
         ),
     }
     advantage, objective = variants.get(unit.arm, (advantages.grpo, objectives.dapo))
+    settings: dict[str, Any] = dict(unit.settings)
     found = sort_run(
         unit.seed,
         signal=Signal(rewards={"correct": exact_answer}, advantage=advantage),
         objective=objective,
         sampler=Dynamic() if unit.arm == "dynamic" else None,
-        **unit.settings,  # pyright: ignore[reportArgumentType]
+        eval_at=(settings.pop("early"),),
+        **settings,
     )
     # the points at which one pass and four can be compared
     found["figures"] |= {f"sampled_at_{step:g}": share for step, share in found["curves"]["sampled"]}
@@ -121,6 +129,5 @@ def conclude(results: Results) -> Evidence:
             "That GSPO is stable on mixture-of-experts models, and DAPO's score on AIME, need models that are not "
             "tested here.",
         ),
-        shown=("sampled_before", "sampled_after", "greedy_before", "greedy_after")
-        + ("sampled", "greedy", "entropy", "mixed_groups", "ratio_max", "reward"),
+        shown=(*FIGURES, *CURVES),
     )

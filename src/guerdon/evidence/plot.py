@@ -48,6 +48,7 @@ def draw(evidence: Evidence) -> bytes:
         for axis, name in zip(axes, panels, strict=False):
             (_curve_panel if curves else _point_panel)(axis, name, evidence.arms)
             axis.set_title(name.replace("_", " "), loc="left")
+            axis.set_xlabel(evidence.x if curves else "")
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         seen: dict[str, Any] = {}
@@ -66,6 +67,8 @@ def _curve_panel(axis: Any, name: str, arms: tuple[Arm, ...]) -> None:
         if not seeds:
             continue
         style = {"color": colour, "linestyle": _LINES[arm.role], "linewidth": 1.8}
+        if max(map(len, seeds)) == 1:
+            style |= {"marker": "o"}  # a single point has no line
         grids = [[x for x, _ in points] for points in seeds]
         if any(grid != grids[0] for grid in grids):  # each seed measured at places of its own: nothing to average
             for i, points in enumerate(seeds):

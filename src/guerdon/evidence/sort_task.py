@@ -121,6 +121,7 @@ def sort_run(
     temperature: float = 1.0,
     optim: Mapping[str, Any] | None = None,
     eval_every: int = 0,
+    eval_at: Sequence[int] = (),
     eval_size: int = 400,
     eval_samples: int = 1,
     on_step: Callable[[StepResult], Mapping[str, float] | None] | None = None,
@@ -144,6 +145,7 @@ def sort_run(
         temperature: of sampling and training.
         optim: further settings of `Optim`, in place of those above.
         eval_every: steps between evaluations on held-out prompts; 0 = only before and after.
+        eval_at: further steps after which to evaluate.
         eval_size: held-out prompts.
         eval_samples: samples a held-out prompt.
         on_step: called with every `StepResult`; the numbers it returns are added to the curves under their names.
@@ -206,7 +208,7 @@ def sort_run(
             numbers |= on_step(result) or {}
         for name, value in numbers.items():
             history.setdefault(name, []).append(float(value))
-        if step == steps or (eval_every and step % eval_every == 0):
+        if step == steps or step in eval_at or (eval_every and step % eval_every == 0):
             seconds += time.process_time()
             test(step)
             seconds -= time.process_time()

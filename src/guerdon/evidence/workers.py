@@ -141,7 +141,7 @@ class Workers:
 
 
 def _start(lifeline: Connection) -> None:
-    """First thing in a process: one thread, deaf to Ctrl-C, and an end when the parent's end of the line is closed."""
+    """First thing in a process: deaf to Ctrl-C, and an end when the parent's end of the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
@@ -149,14 +149,11 @@ def _start(lifeline: Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """One thread for the libraries that read the environment when they are loaded."""
+    """One thread for torch and numpy, which read the environment when they are loaded."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:

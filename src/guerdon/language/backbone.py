@@ -155,7 +155,7 @@ class Backbone:
         start = prompt_mask.sum(1)
         positions = torch.arange(length - 1, device=start.device) + start[:, None] if padded else None
         before = prompt_positions(prompt_mask) if padded else None
-        words = completion_ids.view(prompts * group, length)[:, :-1]
+        words = completion_ids.reshape(prompts * group, length)[:, :-1]
         many = None if positions is None else positions.repeat_interleave(group, 0)
         if shared:
             cache = self.new_cache() if length > 1 else None

@@ -10,6 +10,7 @@ MEMBERS = {
     "math_verify": "verifiers",
     "overlong": "overlong",
     "kl_penalty": "kl_penalty",
+    "tournament": "tournament",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

@@ -1,8 +1,9 @@
 """Tournaments inside a group: who meets whom, and what place that gives each sample.
 
-A topology is a generator. It yields the matches of a round as pairs (i, j) of positions in the group, is sent the points
-(x_i, x_j) of each, and returns a `Standing`; what can be judged at the same time is in one round. It knows no judge and
-no prompts, so many groups can be played in step.
+A topology is a generator. It yields the matches of a round as pairs (i, j) of positions in the group, is sent the
+points (x_i, x_j) of each, and returns a `Standing`; what can be judged at the same time is in one round. It knows no
+judge and no prompts, so many groups can be played in step.
+
 Ranking a group by comparisons in place of scores: ArenaRL, 2026, arXiv 2601.06487.
 """
 
@@ -52,7 +53,7 @@ def by_order(order: Sequence[int], comparisons: int) -> Standing:
 
 
 def anchor(size: int, draw: Random) -> Rounds:
-    """Everyone against sample 0, in N - 1 comparisons; a sample's score is its points, sample 0's the mean of its own."""
+    """All against sample 0, in N - 1 comparisons: a sample's score is its points, sample 0's the mean of its own."""
     seeding = yield from _against_the_first(size)
     return by_score([_mean(points) for points in seeding], size - 1)
 

@@ -67,7 +67,14 @@ def draw_all(posterior: Posterior, count: int, gain: Gain, peak: float, random: 
 
 
 def draw_near(
-    posterior: Posterior, size: int, count: int, gain: Gain, peak: float, width: float, ceiling: float, random: Generator
+    posterior: Posterior,
+    size: int,
+    count: int,
+    gain: Gain,
+    peak: float,
+    width: float,
+    ceiling: float,
+    random: Generator,
 ) -> Drawn:
     """Draw for those prompts only whose draws fall within `width / 2` of the peak.
 
@@ -112,8 +119,8 @@ def beta_density(points: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.
 def density_ceiling(alpha0: float, beta0: float, evidence: float, low: float, high: float) -> float:
     """More than any density within [low, high] of a posterior with at most `evidence` beyond its prior.
 
-    At a given p the density never falls when evidence is added in the proportion p : 1 - p, so its maximum has all of the
-    evidence; and its logarithm is concave in how that is split, with a maximum near p * (all counts - 1) + 1/2.
+    At a given p the density never falls when evidence is added in the proportion p : 1 - p, so its maximum has all of
+    the evidence; and its logarithm is concave in how that is split, with a maximum near p * (all counts - 1) + 1/2.
     """
     points = np.array([[low], [(low + high) / 2], [high]])
     centre = points * (alpha0 + beta0 + evidence - 1) + 0.5 - alpha0

@@ -29,7 +29,7 @@ _SMALLEST = 1e-6  # of the common factor of all evidence
 
 
 def information_gain(probability: Numbers) -> Numbers:
-    """I(p) = p (1 - p)^2: the variance of a group's rewards times the rate of failure; largest at p = 1/3, where it is 4/27.
+    """I(p) = p (1 - p)^2: the variance of a group's rewards times the rate of failure; at most 4/27, at p = 1/3.
 
     Example:
         >>> round(information_gain(1 / 3) * 27, 6)
@@ -192,15 +192,15 @@ class Vade(Sampler):
         super().prepare(size, seed)
         if size is None and self.pool is None:
             raise DataError(
-                f"{_WHERE}: the data is endless, and vade keeps a posterior for each prompt. Say how many prompts to draw "
-                "from: sampling: {vade: {pool: 1024}}, or --sampling.vade.pool 1024."
+                f"{_WHERE}: the data is endless, and vade keeps a posterior for each prompt. Say how many prompts to "
+                "draw from: sampling: {vade: {pool: 1024}}, or --sampling.vade.pool 1024."
             )
         self.size = min(known) if (known := [n for n in (size, self.pool) if n is not None]) else None
         assert self.size is not None
         if len(self.right) > self.size:
             raise DataError(
-                f"{_WHERE}: the state is of {len(self.right)} prompts, and the data has {self.size}. Prompts are known by "
-                "their position: go on with the same data, or with more of it at the end."
+                f"{_WHERE}: the state is of {len(self.right)} prompts, and the data has {self.size}. Prompts are known "
+                "by their position: go on with the same data, or with more of it at the end."
             )
         self._grow(self.size)
 
@@ -238,8 +238,7 @@ class Vade(Sampler):
         """
         where, right, total = self._count(indices, scores, score_names)
         mixed = (right > 0) & (right < total)
-        if not self.fractional:
-            self._seen = {"effective_groups": float(mixed.sum()) / max(len(scores), 1)}
+        self._seen = {"effective_groups": float(mixed.sum()) / max(len(scores), 1)}
         alpha, beta = self._posterior(where)
         error = np.abs(alpha / (alpha + beta) - right / total)
         self._fade()
@@ -251,7 +250,7 @@ class Vade(Sampler):
             self.most.fill_(max(float(self.most), float(evidence.max())))
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step: share of its groups that were mixed, |posterior mean - share of right samples|, evidence."""
+        """Of the last step: share of mixed groups, |posterior mean - share of right samples|, evidence."""
         return dict(self._seen)
 
     def _search(self, size: int, count: int, random: np.random.Generator) -> Drawn:
@@ -307,15 +306,26 @@ class Vade(Sampler):
             counts: Tensor = getattr(self, name)
             setattr(self, name, torch.cat([counts, counts.new_zeros(max(size - len(counts), 0))]))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take up a state of any number of prompts up to that of the data; it may be loaded before the data is known."""
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take up a state of as many prompts as the data has or fewer; it may be loaded before the data is known."""
         saved, size = state_dict.get(f"{prefix}right"), self.size
         if saved is not None and size is not None and len(saved) > size:
-            rest[-1].append(f"{_WHERE}: the state is of {len(saved)} prompts, and the data has {size}.")
+            error_msgs.append(f"{_WHERE}: the state is of {len(saved)} prompts, and the data has {size}.")
             return
         if saved is not None:
             self.right, self.wrong = (self.right.new_zeros(len(saved)) for _ in range(2))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if size is not None:
             self._grow(size)
 

@@ -49,13 +49,14 @@ def weights(policy: nn.Module) -> dict[str, Tensor] | None:
 
 
 def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> LoopState:
-    """Gather the state of modules, an optimiser and its schedule; where it is sharded, all processes take part."""
+    """Copy the state of modules, an optimiser and its schedule to the CPU; where it is sharded, all processes take part."""
     tensors = {f"{prefix}.{k}": v for prefix, module in modules.items() for k, v in module.state_dict().items()}
     found = optimizer.state_dict()
     for index, entries in found["state"].items():
         tensors |= {f"optimizer.{index}.{name}": whole(torch.as_tensor(value)) for name, value in entries.items()}
+    copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
     numbers = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
-    return LoopState(tensors, {"schedule": numbers, "param_groups": found["param_groups"]})
+    return LoopState(copies, {"schedule": numbers, "param_groups": found["param_groups"]})
 
 
 def restore(
@@ -199,8 +200,7 @@ def _set_generators(tensors: Mapping[str, Tensor], python: Any) -> None:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # safetensors refuses tensors that share memory
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
 def _fingerprint(path: Path) -> list[Any]:

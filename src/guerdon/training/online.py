@@ -404,6 +404,10 @@ def _describe(rollout: Rollout, attribution: Attribution, watch: tuple[str, ...]
     }
     if "truncated" in rollout.extras:
         metrics["truncated"] = rollout.extras["truncated"].float().mean().item()
+    for name, value in rollout.extras.items():
+        # what a stage counted for every prompt, such as judge_calls
+        if isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.int64:
+            metrics.setdefault(name, float(value.sum()))
     shaped, weights = rollout.extras["shaped"], rollout.extras["weights"]
     moved = attribution.contributions.abs().sum((0, 1))
     total = moved.sum() + attribution.remainder.abs().sum()
