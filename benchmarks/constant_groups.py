@@ -25,12 +25,17 @@ STARTS = {"weak": 50, "normal": 70}  # supervised steps
 VADE: dict[str, Any] = {"sampling": {"vade": {"pool": 1024}}}
 # the batch and the rate that copo's page gives: it compares prompts, so it wants many of them
 COPO: dict[str, Any] = {"advantage": "copo", "objective": "copo_loss", "prompts": 128, "group_size": 6, "lr": 1e-4}
+DYNAMIC: dict[str, Any] = {"sampling": {"dynamic": {"max_draws": 20, "on_shortage": "train"}}}
 ARMS: dict[str, dict[str, Any]] = {
     "uniform": {},
-    "dynamic": {"sampling": {"dynamic": {"max_draws": 20, "on_shortage": "train"}}},
+    "dynamic": DYNAMIC,
     "vade": VADE,
     "copo": COPO,
     "vade + copo": {**VADE, **COPO},
+    # those that make fewer updates of the same samples, at a higher rate
+    "dynamic, lr 6e-4": {**DYNAMIC, "lr": 6e-4},
+    "copo, lr 3e-4": {**COPO, "lr": 3e-4},
+    "vade + copo, lr 3e-4": {**VADE, **COPO, "lr": 3e-4},
 }
 COLOURS = ("#444444", "#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 PLAIN: dict[str, Any] = {
@@ -82,6 +87,7 @@ def measure(arm: str, start: str, seed: int, tokens: int, every: int) -> dict[st
 
     test()
     cpu, seen, steps = 0.0, [], 0
+    filters = "dynamic" in chosen["sampling"]
     while spent < tokens:
         policy.sample, before = counted, spent
         cpu -= time.process_time()
@@ -91,11 +97,11 @@ def measure(arm: str, start: str, seed: int, tokens: int, every: int) -> dict[st
         steps += 1
         # of the groups that were sampled; a sampler that throws groups away trains on others
         groups = result.metrics["draws"] * chosen["prompts"]
-        constant = result.metrics["constant_groups"] * len(result.rollout) if arm != "dynamic" else None
+        constant = None if filters else result.metrics["constant_groups"] * len(result.rollout)
         seen.append((groups, constant))
         if before // every < spent // every:
             test()
-            if arm != "dynamic":
+            if not filters:
                 curves["constant_groups"].append((spent, sum(c for _, c in seen) / sum(g for g, _ in seen)))
                 seen = []
     if curves["sampled"][-1][0] < spent:
@@ -140,7 +146,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
             {"sampled": "sampled accuracy", "constant_groups": "constant groups"}.items()
         ):
             axis = axes[row][column]
-            for arm, colour in zip(ARMS, COLOURS, strict=True):
+            for arm, colour in zip(ARMS, COLOURS, strict=False):
                 lines = [run["curves"][curve] for run in runs if (run["arm"], run["start"]) == (arm, start)]
                 for line in lines:
                     axis.plot([x / 1000 for x, _ in line], [y for _, y in line], color=colour, alpha=0.25, linewidth=1)

@@ -98,8 +98,9 @@ def main() -> None:
             parser.error(f"{args.peers} is not there; make the peers' environment as benchmarks/requirements.txt says")
         for name in args.only:
             run_case(name, args.rounds, args.peers)
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    sections = table.sections({name: results[name] for name in CASES if name in results})
+    paths = {name: RESULTS / f"{name}.json" for name in CASES}
+    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    sections = table.sections(results)
     table.show(sections)
     table.write(PAGE, sections, results)
 

@@ -20,7 +20,9 @@ TITLES = {
 STEP_TARGETS = {"long-64": 0.4, "long-1024": 0.4}
 SHORT_TARGET, MEMORY_TARGET = 0.7, 0.8
 FIRST_STEP_TARGET, RECORDS_TARGET = 2.5, 0.05
-COMMAND_TARGET, IMPORT_TARGETS = 0.15, {"guerdon": 0.05, "guerdon.objectives:policy_gradient": 1.1}
+COMMAND_TARGET, IMPORT_TARGET = 0.15, 0.05
+STAGE = "guerdon.objectives:policy_gradient"
+BESIDE_TORCH_TARGET = 0.16  # CPU seconds that the stage functions may take beside torch's own import
 NAIVE_TARGET = 1.4
 CHUNK_MIB = 64  # of guerdon's logits
 
@@ -199,19 +201,22 @@ def _logprob_section(sides: dict[str, Any]) -> Section:
 
 def _import_section(sides: dict[str, Any]) -> Section:
     rows = []
+    torch = sides["guerdon"][0]["imports"]["torch"]["cpu_s"]
+    limits = {"guerdon": IMPORT_TARGET, STAGE: torch + BESIDE_TORCH_TARGET}
     for side in sides.values():
         for kind in ("imports", "commands"):
             for name, found in side[0][kind].items():
                 ours = name.partition(" ")[0] == "guerdon" and kind == "commands"
-                limit = COMMAND_TARGET if ours else IMPORT_TARGETS.get(name)
-                target = "-" if limit is None else _verdict(found["cpu_s"], limit, " s")
+                limit = COMMAND_TARGET if ours else limits.get(name)
+                target = "-" if limit is None else _verdict(found["cpu_s"], round(limit, 2), " s")
                 shown = f"`{name}`" if kind == "commands" else f"import `{name}`"
                 rows.append(
                     (shown, f"{found['cpu_s']:.3f}", str(found["modules"]), "yes" if found["torch"] else "no", target)
                 )
     return Section(
         "Imports and command lines",
-        "Least CPU seconds of five fresh interpreters. Imports leave the interpreter's own start out.",
+        "Least CPU seconds of five fresh interpreters. Imports leave the interpreter's own start out. Stage "
+        f"functions may take torch's own import and {BESIDE_TORCH_TARGET} s.",
         ("what", "CPU s", "modules", "loads torch", "target"),
         rows,
     )

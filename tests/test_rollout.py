@@ -101,7 +101,10 @@ def test_join_refuses_what_does_not_fit():
     ("change", "message"),
     [
         ({"logp_old": torch.zeros(P, G)}, r"rollout: logp_old must be \[P, G, T\]; got \[3, 2\]"),
-        ({"logp_old": torch.zeros(P, G, T + 1)}, r"logp_old must be \[P, G, T\] with T = 4; got \[3, 2, 5\] where mask has T"),
+        (
+            {"logp_old": torch.zeros(P, G, T + 1)},
+            r"logp_old must be \[P, G, T\] with T = 4; got \[3, 2, 5\] where mask has T",
+        ),
         ({"rewards": torch.zeros(P * G)}, r"rewards must be \[P, G\]; got \[6\].*reshape\(P, G\)"),
         ({"mask": torch.ones(P, G, T)}, r"mask must be bool; got torch.float32. Use mask.bool\(\)"),
         ({"samples": [["a"] * G] * 2 + [["a"]]}, r"samples\[2\] must hold the whole group \(G = 2\); got 1"),

@@ -21,7 +21,12 @@ def make(prompts=("1+1", "2+3"), samples=(("2", "3"), ("5", "5"))) -> Rollout:
     count, size = len(samples), len(samples[0])
     mask = torch.ones(count, size, 3).bool()
     return Rollout(
-        list(prompts), [list(s) for s in samples], mask, torch.zeros(mask.shape), columns={"answer": ["2", "5"]}, indices=[7, 8]
+        list(prompts),
+        [list(s) for s in samples],
+        mask,
+        torch.zeros(mask.shape),
+        columns={"answer": ["2", "5"]},
+        indices=[7, 8],
     )
 
 

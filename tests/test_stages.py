@@ -53,7 +53,9 @@ def test_the_rest_goes_to_a_stage_that_takes_it():
 
 
 def test_a_missing_field_is_named_with_what_there_is():
-    with pytest.raises(BindingError, match=r"plain needs the field 'mask'.*Did you mean 'masks'\?.*There are: masks, rewards"):
+    with pytest.raises(
+        BindingError, match=r"plain needs the field 'mask'.*Did you mean 'masks'\?.*There are: masks, rewards"
+    ):
         stages.check(plain, {"rewards", "masks"})
 
 

@@ -14,7 +14,7 @@ import tables
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
-_MARKER = re.compile(r"^<!-- guerdon: (\w+)(?: ([\w.]+))? -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- guerdon: (\w+)(?: ([\w./]+))? -->$", re.MULTILINE)
 _MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 _WORD = re.compile(r"\\mathrm\{([A-Za-z]{2,})\}")
 # a minus after an opening bracket, a comma or an equals sign is a sign; a bar belongs to what it encloses
@@ -47,7 +47,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def generated(match: re.Match[str]) -> str:
         name, argument = match[1], match[2]
         if name not in tables.TABLES:
-            raise PluginError(f"{page.file.src_path}: there is no table {name!r}. There are: {', '.join(tables.TABLES)}.")
+            raise PluginError(
+                f"{page.file.src_path}: there is no table {name!r}. There are: {', '.join(tables.TABLES)}."
+            )
         return tables.TABLES[name](*([argument] if argument else []))
 
     return _MARKER.sub(generated, markdown)
@@ -70,7 +72,9 @@ def _mathml(latex: str, block: bool, where: str) -> str:
     try:
         found = convert(prepared, display="block" if block else "inline")
     except Exception as error:  # the converter raises many kinds; the page and the formula are what helps
-        raise PluginError(f"{where}: the formula {latex!r} cannot be converted: {type(error).__name__} {error}") from error
+        raise PluginError(
+            f"{where}: the formula {latex!r} cannot be converted: {type(error).__name__} {error}"
+        ) from error
     if re.search(r"<m[iotn][^>]*>(?:&|\\[^<]*)</m", found):
         raise PluginError(f"{where}: the formula {latex!r} has a command that the converter does not know.")
     found = _BAR.sub('<mi mathvariant="normal">|</mi>', _SIGN.sub(r'\1<mo form="prefix">', found))

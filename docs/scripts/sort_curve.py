@@ -1,7 +1,7 @@
 """Draw docs/assets/sort.svg from runs of `guerdon train sort`, and print the figures that the text quotes.
 
-    for s in 0 1 2; do guerdon train sort --seed $s --run.name sort-seed-$s; done
-    python docs/scripts/sort_curve.py runs/sort-seed-*
+for s in 0 1 2; do guerdon train sort --seed $s --run.name sort-seed-$s; done
+python docs/scripts/sort_curve.py runs/sort-seed-*
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def draw(runs: Sequence[Path], out: Path) -> None:
     axes.grid(axis="y", color=_INK, alpha=0.2, linewidth=0.6)
     figure.tight_layout()
     figure.savefig(out, transparent=True, metadata={"Date": None})
-    out.write_text("\n".join(line.rstrip() for line in out.read_text(encoding="utf-8").splitlines()) + "\n", encoding="utf-8")
+    out.write_text(
+        "\n".join(line.rstrip() for line in out.read_text(encoding="utf-8").splitlines()) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _shown(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("{", "&#123;").replace("*", "&#42;")
+    return text.replace("->", "→").replace("|", "\\|").replace("{", "&#123;").replace("*", "&#42;")
 
 
 def components() -> str:
@@ -73,6 +73,7 @@ def components() -> str:
     for stage in STAGES:
         entries = stage_components(stage)
         if not entries:
+            text += [f"### {stage}", "", "None yet.", ""]
             continue
         text += [f"### {stage}", "", "| name | options | what it does |", "|---|---|---|"]
         for entry in entries:

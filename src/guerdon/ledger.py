@@ -31,7 +31,7 @@ class Attribution(NamedTuple):
     contributions: Float[Tensor, "P G K"]
     remainder: Float[Tensor, "P G"]
     advantages: Float[Tensor, "P G"]
-    constant: Bool[Tensor, "P"]
+    constant: Bool[Tensor, " P"]
 
 
 @torch.no_grad()

@@ -81,15 +81,23 @@ class Rollout:
         Raises:
             ShapeError: naming the part, its letters and the size found.
         """
-        named = {name: (getattr(self, name), shape) for name, shape in _TENSORS.items() if getattr(self, name) is not None}
+        named = {
+            name: (getattr(self, name), shape) for name, shape in _TENSORS.items() if getattr(self, name) is not None
+        }
         size = check_shapes("rollout", **named)
         for name in ("rewards", "advantages"):
             value = getattr(self, name)
             if value is not None:
-                check_shapes("rollout", mask=(self.mask, "P G T"), **{name: (value, "P G T" if value.ndim == 3 else "P G")})
+                check_shapes(
+                    "rollout", mask=(self.mask, "P G T"), **{name: (value, "P G T" if value.ndim == 3 else "P G")}
+                )
         if self.mask.dtype != torch.bool:
             raise ShapeError(f"rollout: mask must be bool; got {self.mask.dtype}. Use mask.bool().")
-        lists = {"prompts": self.prompts, "samples": self.samples, **{f"columns[{n!r}]": c for n, c in self.columns.items()}}
+        lists = {
+            "prompts": self.prompts,
+            "samples": self.samples,
+            **{f"columns[{n!r}]": c for n, c in self.columns.items()},
+        }
         lists |= {f"steps[{n!r}]": s for n, s in self.steps.items()}
         lists |= {f"extras[{n!r}]": e for n, e in self.extras.items()}
         if self.outcomes is not None:
@@ -134,7 +142,11 @@ class Rollout:
             if whole or value is None:
                 return value
             if isinstance(value, Tensor):
-                return value[prompts] if isinstance(prompts, slice) else value[torch.tensor(positions, dtype=torch.long, device=value.device)]
+                return (
+                    value[prompts]
+                    if isinstance(prompts, slice)
+                    else value[torch.tensor(positions, dtype=torch.long, device=value.device)]
+                )
             return [value[i] for i in positions] if value else value
 
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -155,7 +167,9 @@ class Rollout:
                 return value[:, :, :length]
             return value
 
-        parts = {f.name: cut(getattr(self, f.name)) for f in fields(self) if f.name not in _NESTED and f.name != "scores"}
+        parts = {
+            f.name: cut(getattr(self, f.name)) for f in fields(self) if f.name not in _NESTED and f.name != "scores"
+        }
         nested = {name: {k: cut(v) for k, v in getattr(self, name).items()} for name in ("extras", "steps")}
         return replace(self, **parts, **nested)
 
@@ -170,7 +184,9 @@ class Rollout:
                 return value
             return torch.nn.functional.pad(value, [0, 0] * (value.ndim - 3) + [0, length - shape[2]])
 
-        parts = {f.name: pad(getattr(self, f.name)) for f in fields(self) if f.name not in _NESTED and f.name != "scores"}
+        parts = {
+            f.name: pad(getattr(self, f.name)) for f in fields(self) if f.name not in _NESTED and f.name != "scores"
+        }
         nested = {name: {k: pad(v) for k, v in getattr(self, name).items()} for name in ("extras", "steps")}
         return replace(self, **parts, **nested)
 

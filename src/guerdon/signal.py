@@ -7,7 +7,7 @@ the ledger can say where an advantage came from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,8 +149,13 @@ class Signal(nn.Module):
         return rollout.update(produced)
 
     @torch.no_grad()
-    def weigh(self, rollout: Rollout) -> Rollout:
-        """From scores to rewards: fills `rewards`, and `shaped` and `weights` [P, G, K], which the ledger reads."""
+    def weigh(self, rollout: Rollout, *, without: Stage | None = None) -> Rollout:
+        """From scores to rewards: fills `rewards`, and `shaped` and `weights` [P, G, K], which the ledger reads.
+
+        Args:
+            rollout: with scores.
+            without: a shaping stage to leave out.
+        """
         if rollout.scores is None:
             raise ShapeError("signal.weigh: the rollout has no scores; call signal.score first.")
         fields = rollout.available()
@@ -159,6 +164,8 @@ class Signal(nn.Module):
         for k, name in enumerate(rollout.score_names):
             column = rollout.scores[..., k]
             for stage in self.shaping[name]:
+                if stage is without:
+                    continue
                 found = outputs(call(stage, {**fields, **produced, "scores": column}, f"shaping of {name!r}"), "scores")
                 column = found.pop("scores")
                 produced |= found
@@ -181,9 +188,19 @@ class Signal(nn.Module):
     def assign(self, rollout: Rollout) -> Rollout:
         """From scores to advantages: fills `rewards` and `advantages`.
 
-        All prompts of the batch must be in the rollout: some stages compare prompts with one another.
+        All prompts of the batch must be in the rollout: some stages compare prompts with one another. A shaping stage
+        that has a method `audit` is told what the advantages are without it, as `uncorrected_advantages`.
         """
-        rollout = self.weigh(rollout)
+        assigned = self._assign(rollout)
+        for name, stage in self.stateful.items():
+            if hasattr(stage, "audit") and assigned.advantages is not None:
+                plain = self._assign(rollout, without=stage).advantages
+                for own in self._fields_of(name, stage, assigned.available() | {"uncorrected_advantages": plain}):
+                    call(stage, own, method="audit")
+        return assigned
+
+    def _assign(self, rollout: Rollout, *, without: Stage | None = None) -> Rollout:
+        rollout = self.weigh(rollout, without=without)
         if self.advantage is None:
             return rollout
         # a stage that combines components itself reads the shaped scores
@@ -191,10 +208,23 @@ class Signal(nn.Module):
         return rollout.update(outputs(call(self.advantage, fields), "advantages"))
 
     def observe(self, fields: Mapping[str, Any]) -> None:
-        """Let stages with state learn from what happened, after an update."""
-        for stage in self.stateful.values():
+        """Let stages with state learn from what happened, after an update; a shaping sees its component's raw scores."""
+        for name, stage in self.stateful.items():
             if hasattr(stage, "observe"):
-                call(stage, fields, method="observe")
+                for own in self._fields_of(name, stage, fields):
+                    call(stage, own, method="observe")
+
+    def metrics(self) -> dict[str, float]:
+        """What stages with state have to tell of the last step, as `STAGE/METRIC`; the loop logs it."""
+        told = {name: cast(Any, stage).metrics() for name, stage in self.stateful.items() if hasattr(stage, "metrics")}
+        return {f"{name}/{metric}": value for name, found in told.items() for metric, value in found.items()}
+
+    def _fields_of(self, name: str, stage: Stage, fields: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+        """The fields as a stage gets them: a shaping once for each component that it shapes, with `scores` [P, G]."""
+        if not name.startswith("shaping_"):
+            return [fields]
+        used = [k for k, component in enumerate(self.rewards) if any(s is stage for s in self.shaping[component])]
+        return [{**fields, "scores": fields["scores"][..., k]} for k in used]
 
 
 def _by_prompt(found: Scores, count: int) -> list[list[Any]]:
@@ -207,5 +237,3 @@ def _by_prompt(found: Scores, count: int) -> list[list[Any]]:
 def _nansum(scores: Tensor) -> Tensor:
     total = scores.nansum(-1)
     return total.masked_fill(scores.isnan().all(-1), torch.nan)
-
-

@@ -96,19 +96,20 @@ def test_dry_run_prints_a_recipe_that_reads_back(capsys: pytest.CaptureFixture[s
     assert loads(first)["rewards"]["short"] == {"regex": {"pattern": "^.{3}$"}}
 
 
-def test_train_hands_over_the_resolved_recipe(runner: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = runner(lambda: Path("runs/x"))
+def test_train_hands_over_the_resolved_recipe(runner: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("{}", encoding="utf-8")
+    calls = runner(lambda: tmp_path)
     assert main(["train", "--steps", "3", "sort", "--advantage=rloo"]) == 0
     ((recipe, name),) = calls
     assert (recipe.steps, recipe.advantage, recipe.policy.model, name) == (3, "rloo", "sort", "sort")
-    assert "guerdon report runs/x" in capsys.readouterr().out
+    assert str(tmp_path / "report.html") in capsys.readouterr().out.replace("\n", "")
 
 
 def test_resume_hands_over_the_folder_and_the_steps(runner: Any, tmp_path: Path) -> None:
     calls = runner(lambda: tmp_path)
     (tmp_path / "recipe.yaml").write_text("{}", encoding="utf-8")
     assert main(["resume", str(tmp_path), "--steps", "400"]) == 0
-    assert calls == [(tmp_path, ["--steps", "400"])]
+    assert calls == [(tmp_path, ["--steps", "400"], None)]
 
 
 def _raise(error: BaseException) -> Callable[[], None]:

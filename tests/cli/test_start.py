@@ -12,7 +12,7 @@ SCRIPT = """
 import json, sys, time
 from guerdon.cli.main import main
 code = main(sys.argv[1:])
-heavy = [name for name in ("torch", "numpy", "transformers", "jsonargparse", "rich", "plotly") if name in sys.modules]
+heavy = [name for name in ("torch", "numpy", "transformers", "", "rich", "plotly") if name in sys.modules]
 print(json.dumps({"code": code, "heavy": heavy, "cpu": time.process_time()}), file=sys.stderr)
 """
 

@@ -319,7 +319,7 @@ def the_order_of_samples_only_orders_scores(member: Member) -> None:
 
 def scores_of_constant_groups_are_finite(member: Member) -> None:
     fields = _for(member, member.make())
-    fields["scores"][:] = 0.3
+    fields["scores"][:] = fields["scores"][0, 0].item()
     assert member.run(fields)["scores"].isfinite().all()
 
 
@@ -480,8 +480,8 @@ def _step(member: Member, module: nn.Module, seed: int) -> dict[str, Any]:
     """Call a module on fresh fields, and let it observe them if it does."""
     fields = _for(member, member.make(seed=seed))
     found = _values(member.run(fields, module))
-    if hasattr(module, "observe"):
-        _observe(module, fields | found)
+    # a shaping observes what it was given, not what it made of it
+    _observe(module, found | fields if member.stage == "shaping" else fields | found)
     return found
 
 

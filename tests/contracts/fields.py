@@ -104,14 +104,21 @@ FIELDS: dict[str, Field] = {
 # fields that must be of a special kind, by "stage.name"
 INPUTS: dict[str, dict[str, Maker]] = {
     "objectives.real": {"rewards": lambda d: (d.normal("P G") > 0).double()},
+    "shaping.backward_correction": {"scores": lambda d: (d.normal("P G K") > 0).double()},
+    "shaping.forward_correction": {"scores": lambda d: (d.normal("P G K") > 0).double()},
+    "shaping.sweet_spot": {"scores": lambda d: d.normal("P G K").sigmoid()},
 }
 
 # what members without defaults need, by "stage.name"; naming an option here states that it is required by design
 OPTIONS: dict[str, dict[str, Any]] = {
     "objectives.dr_grpo": {"max_length": 7},
+    "rewards.appeal": {"reward": "exact_answer", "strong": "exact_answer"},
+    "rewards.noisy": {"reward": "exact_answer"},
     "rewards.overlong": {"max_length": 5, "cache": 2},
     "rewards.regex": {"pattern": r"\d+"},
     "rewards.tournament": {"judge": {"pointwise": {"reward": "exact_answer"}}},
+    "shaping.backward_correction": {"false_positive_rate": 0.1, "false_negative_rate": 0.2},
+    "shaping.forward_correction": {"false_negative_rate": 0.2},
 }
 
 # further settings under which a member must keep its contract
@@ -151,6 +158,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sampling.vade": [
         {"gain": "variance", "fractional": True, "component": "component1"},
         {"gain": "mixed", "decay_global": 1.0, "decay_selected": 0.0, "pool": 50},
+    ],
+    "shaping.backward_correction": [{"scale": "ema", "threshold": 0.5}],
+    "shaping.forward_correction": [
+        {"baseline": "ema", "scale": "ema"},
+        {"baseline": 0.1, "scale": "informedness", "false_positive_rate": 0.1},
+    ],
+    "shaping.sweet_spot": [
+        {"top": "inclusive", "amplification": 2.0, "alpha": 2.0},
+        {"zones": 2, "tiers": [0.0, 0.9, 1.0]},
     ],
     "weighting.linear": [{"weights": {"component0": 0.5, "component1": -2.0}}, {"weights": [1.0, 0.0]}],
 }

@@ -15,7 +15,9 @@ from guerdon.evidence.base import Arm, Check, Evidence, EvidenceError, Points
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def evidence(*, budget="smoke", holds=True, shown: tuple[str, ...] = (), curves: list[Points] | None = None) -> Evidence:
+def evidence(
+    *, budget="smoke", holds=True, shown: tuple[str, ...] = (), curves: list[Points] | None = None
+) -> Evidence:
     rising = [[(0.0, 0.1), (1.0, 0.5 + 0.1 * seed)] for seed in range(2)] if curves is None else curves
     return Evidence(
         "toy",
@@ -106,6 +108,27 @@ def test_the_page_holds_every_record(tmp_path):
     assert (folder / "toy.svg").read_bytes() == plot.draw(evidence())
     assert pages.load(folder / "toy.json").checks == evidence().checks
     assert sorted(path.name for path in folder.iterdir()) == ["toy.json", "toy.svg"]
+
+
+def test_text_around_what_is_written_is_kept(tmp_path):
+    folder = tmp_path / "evidence"
+    page = tmp_path / "evidence.md"
+    page.write_text("# My words\n\nAn introduction.\n")
+    pages.save(evidence(), folder)
+    pages.write_page(folder)
+    first = page.read_text()
+    assert first.startswith("# My words\n\nAn introduction.\n\n<!--")
+    assert "| it wins (headline) |" in first
+    page.write_text(first + "The end.\n")
+    pages.save(evidence(holds=False), folder)
+    pages.write_page(folder)
+    second = page.read_text()
+    assert second.startswith("# My words\n\nAn introduction.\n\n<!--")
+    assert second.endswith("-->\nThe end.\n")
+    assert "does not hold" in second
+    assert second.count("## toy") == 1
+    pages.write_page(folder)
+    assert page.read_text() == second
 
 
 def test_a_smoke_run_does_not_replace_a_full_one(tmp_path):

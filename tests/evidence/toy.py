@@ -22,7 +22,9 @@ def plan(budget, seeds, tuned=None):
         for seed in tuning_seeds(2)
     ]
     chosen = tuned or {}
-    measured = [Unit(arm, seed, chosen.get(arm, {"lr": 0.1})) for arm in ("method", "baseline") for seed in range(seeds)]
+    measured = [
+        Unit(arm, seed, chosen.get(arm, {"lr": 0.1})) for arm in ("method", "baseline") for seed in range(seeds)
+    ]
     return trials + measured
 
 

@@ -49,7 +49,7 @@ def test_bad_samples_can_be_dropped_and_are_counted(workplace, reward):
     lines = [json.loads(line) for line in (workplace / "runs/run/ledger.jsonl").read_text().splitlines()]
     dropped = [fault for line in lines for fault in line["dropped"]]
     assert dropped
-    for p, g, name, why in dropped[:3]:
+    for _, _, name, why in dropped[:3]:
         assert name == "correct"
         assert "nan" in why or "ZeroDivisionError" in why or "could not be scored" in why
     for line in lines:
@@ -143,7 +143,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_all_records(workplace):
         "from guerdon.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, *words], cwd=workplace, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=workplace, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "step-4 could not be written" in done.stderr
     assert "Traceback" not in done.stderr

@@ -53,7 +53,9 @@ def test_killed_in_the_middle_of_a_step(workplace, capsys):
     options = {"rewards.correct": "myrewards:deadly", "optim.schedule": "cosine", "passes": 2}
     run = workplace / "runs" / "killed"
     # 2 evaluations (greedy, sampled) come before the first step, 2 more after step 3: the 9th call is in step 5
-    done = in_a_process(["train", "rlvr", *settings(workplace, **options, **{"run.name": "killed"})], workplace, DEADLY="9")
+    done = in_a_process(
+        ["train", "rlvr", *settings(workplace, **options, **{"run.name": "killed"})], workplace, DEADLY="9"
+    )
     assert done.returncode == -signal.SIGKILL
     assert json.loads((run / "status.json").read_text())["state"] == "running"
     assert [line["step"] for line in figures(run)] == [0, 1, 2, 3, 4]
@@ -68,7 +70,9 @@ def test_killed_in_the_middle_of_a_step(workplace, capsys):
 def test_killed_before_the_first_checkpoint(workplace):
     options = {"rewards.correct": "myrewards:deadly"}
     run = workplace / "runs" / "early"
-    done = in_a_process(["train", "rlvr", *settings(workplace, **options, **{"run.name": "early"})], workplace, DEADLY="4")
+    done = in_a_process(
+        ["train", "rlvr", *settings(workplace, **options, **{"run.name": "early"})], workplace, DEADLY="4"
+    )
     assert done.returncode == -signal.SIGKILL
     assert main(["resume", str(run)]) == 0
     assert_same(run, straight(workplace, **options))

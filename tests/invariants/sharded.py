@@ -24,7 +24,9 @@ class Sharding(Accelerator):
         for layer in policy.backbone.causal.model.layers:
             fully_shard(layer)
         fully_shard(policy)
-        optimizer.param_groups[0]["params"] = list(policy.parameters())  # the shards have taken the place of the weights
+        optimizer.param_groups[0]["params"] = list(
+            policy.parameters()
+        )  # the shards have taken the place of the weights
         return policy, optimizer
 
     def no_sync(self, module):

@@ -44,7 +44,10 @@ def launch(workplace: Path, *words: str) -> None:
     [
         ("plain", {"passes": 2, "mini_batches": 2, "evaluation.size": 5}),
         # prompts that are drawn again move between processes; the reference and the adapters are scored on both
-        ("dynamic", {"sampling": "dynamic", "policy.lora.rank": 4, "objective.policy_gradient.beta": 0.05, "micro_batch": 1}),
+        (
+            "dynamic",
+            {"sampling": "dynamic", "policy.lora.rank": 4, "objective.policy_gradient.beta": 0.05, "micro_batch": 1},
+        ),
     ],
 )
 def test_two_processes_make_the_trajectory_of_one(workplace, monkeypatch, name, extra):

@@ -298,7 +298,7 @@ def test_chat_messages_go_through_the_template():
     ("prompts", "message"),
     [
         (["ab", ""], "prompt 1 is empty"),
-        (["ab", "a" * 60], "prompt 1 is too long: 60 words and max_new_tokens = 8 are more than the 64"),
+        (["ab", "a" * 60], "prompt 1 is too long: its 60 tokens and 8 to follow"),
         (["a?"], "prompt 0 cannot be encoded"),
         ([], "no prompts"),
     ],
@@ -338,7 +338,7 @@ def test_a_model_object_needs_its_tokenizer():
 def test_a_model_that_minds_padding_takes_prompts_of_one_length(tokenizer):
     policy = make_policy(tokenizer)
     policy.backbone.ignores_padding = False
-    with pytest.raises(DataError, match="same number of words"):
+    with pytest.raises(DataError, match="same number of tokens"):
         policy.sample(PROMPTS, 2, SEEDS)
     assert len(policy.sample(["ab", "cd"], 2, [0, 1])) == 2
 

@@ -70,7 +70,9 @@ class BanditPolicy(nn.Module):
         mask = (ended - (arms == 0).long()) == 0
         steps = {"state": states, "arms": arms}
         logp = self(steps, mask).logp
-        samples = [[row[live].tolist() for row, live in zip(*pair, strict=True)] for pair in zip(arms, mask, strict=True)]
+        samples = [
+            [row[live].tolist() for row, live in zip(*pair, strict=True)] for pair in zip(arms, mask, strict=True)
+        ]
         return Rollout(list(prompts), samples, mask, logp, steps, extras={"truncated": ~(ended > 0).any(-1)})
 
     def keep_reference(self) -> None:
@@ -80,7 +82,9 @@ class BanditPolicy(nn.Module):
         arms = torch.tensor([[row["completion"]] for row in rows])
         prompts = [row["prompt"] for row in rows]
         steps = {"state": torch.tensor(prompts), "arms": arms}
-        return Rollout(prompts, [[row["completion"]] for row in rows], torch.ones_like(arms).bool(), torch.zeros(arms.shape), steps)
+        return Rollout(
+            prompts, [[row["completion"]] for row in rows], torch.ones_like(arms).bool(), torch.zeros(arms.shape), steps
+        )
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         folder.mkdir(parents=True)

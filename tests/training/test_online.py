@@ -4,7 +4,6 @@ import functools
 
 import pytest
 import torch
-from tests.training.bandit import BanditPolicy, best_arm, rows
 
 from guerdon.advantages import gae, grpo
 from guerdon.errors import BindingError, DataError, NumericsError, RecipeError
@@ -14,6 +13,7 @@ from guerdon.rewards import kl_penalty
 from guerdon.sampling import dynamic
 from guerdon.signal import Signal
 from guerdon.training import Online, Optim, evaluate
+from tests.training.bandit import BanditPolicy, best_arm, rows
 
 SGD = Optim(name="sgd", lr=0.5, betas=(0.0, 0.0), clip_norm=None)
 
@@ -86,7 +86,9 @@ def test_a_reference_is_scored_when_a_stage_asks_for_it():
 
 def test_ppo_with_a_critic_learns_values():
     policy = BanditPolicy(critic=True)
-    loop = make(policy, signal=Signal(rewards={"best": best_arm}, advantage=gae), objective=ppo, optim=Optim(lr=0.05), passes=2)
+    loop = make(
+        policy, signal=Signal(rewards={"best": best_arm}, advantage=gae), objective=ppo, optim=Optim(lr=0.05), passes=2
+    )
     for _ in range(30):
         loop.step()
     assert policy.value is not None

@@ -17,12 +17,25 @@ from guerdon.advantages import copo, dr_grpo, group_advantages, grpo, reinforce,
 from guerdon.objectives import copo_loss, policy_gradient, real
 from guerdon.objectives.kl import kl_estimate
 from guerdon.objectives.real import relative_scores
+from guerdon.rewards import appeal
+from guerdon.rewards.closeness import block_shares, box_field
 from guerdon.rewards.overlong import overlong
 from guerdon.rewards.topologies import play
 from guerdon.sampling import vade
 from guerdon.sampling.mixed import mixed_groups
 from guerdon.sampling.thompson import largest
 from guerdon.sampling.vade import information_gain, mixed_probability
+from guerdon.shaping import backward_correction, forward_correction, sweet_spot
+from guerdon.shaping.noise_correction import (
+    backward_reward,
+    backward_variance,
+    correction_audit,
+    flip_probabilities,
+    forward_weight,
+    leave_one_out,
+    step_coefficients,
+)
+from guerdon.shaping.sweet_spot import zone_of
 
 Values = dict[str, Any]
 
@@ -137,11 +150,106 @@ def tournaments(inputs: Values) -> Values:
     return outputs
 
 
+def noise(inputs: Values) -> Values:
+    scores, logp, logp_old = (tensor(inputs[name]) for name in ("noisy_rewards", "logp", "logp_old"))
+    mask = tensor(inputs["mask"]).bool()
+    low, miss, eps_c = inputs["rho0"], inputs["rho1"], inputs["eps_c"]
+    backward, forward = backward_reward(scores, low, miss, eps_c=eps_c), forward_weight(scores, miss)
+    # what the road gives: the stages, and the advantages that go with them
+    stage = backward_correction(
+        false_positive_rate=low, false_negative_rate=miss, eps_c=eps_c, scale=inputs["scale_backward"]
+    )
+    coefficients = {"backward": rloo(stage(scores))}
+    stage = forward_correction(false_negative_rate=miss, scale=inputs["scale_forward"])
+    coefficients["forward"] = reinforce(stage(scores))
+    plain = {"backward": leave_one_out(scores), "forward": scores}
+    outputs: Values = {
+        "backward_reward": backward,
+        "forward_weight": forward,
+        "coef_noise_loo": plain["backward"],
+        "coef_noise_direct": plain["forward"],
+        "flip_probability_matrix": flip_probabilities(low, miss),
+        "noise_variance_inflation": backward_variance(low, miss, eps_c=eps_c),
+    }
+    for name, values in (("backward", backward), ("forward", forward)):
+        audit = correction_audit(coefficients[name], plain[name], mask)._asdict()
+        bare, clipped = logp.clone().requires_grad_(), logp.clone().requires_grad_()
+        loss = -(values * bare.where(mask, 0.0).sum(-1)).mean()
+        loss.backward()
+        found = policy_gradient(
+            clipped, logp_old, coefficients[name], mask, clip_low=inputs["clip"], clip_high=inputs["clip"]
+        )
+        surrogate = -found.total / found.count
+        surrogate.backward()
+        ends = torch.tensor(inputs["step_ends"])
+        outputs |= {
+            f"coef_{name}": coefficients[name],
+            f"audit_{name}": {key: None if value != value else value for key, value in audit.items()},
+            f"loss_{name}": loss,
+            f"grad_{name}": bare.grad,
+            f"surrogate_{name}": surrogate,
+            f"surrogate_grad_{name}": clipped.grad,
+            f"step_coef_{name}": step_coefficients(
+                tensor(inputs["step_rewards"]),
+                ends,
+                length=mask.shape[2],
+                correction=name,  # type: ignore[arg-type]
+                false_positive_rate=low,
+                false_negative_rate=miss,
+                scale=inputs[f"scale_{name}"],
+                eps_c=eps_c,
+            ),
+        }
+    return outputs | appeals(inputs)
+
+
+def appeals(inputs: Values) -> Values:
+    names = ("appeal_probability", "ema_decay", "pseudo_alpha", "pseudo_beta", "rho_max")
+    stage = appeal(reward="exact_answer", strong="exact_answer", **{name: inputs[name] for name in names})
+    single = appeal(reward="exact_answer", strong="exact_answer", **{name: inputs[name] for name in names})
+    nothing = {name: value.clone() for name, value in single.state_dict().items()}
+    estimates, trace = [], []
+    for positives, _, appealed, overturned in inputs["appeal_batches"]:
+        counts = [torch.tensor([number]) for number in (positives, appealed, overturned)]
+        stage.observe(*counts)
+        trace.append(stage.rate.item())
+        single.load_state_dict(nothing)
+        single.observe(*counts)
+        estimates.append(single.rate.item() if single.estimated else None)
+    return {"fn_rate_estimates": estimates, "fn_rate_trace": trace}
+
+
+def tiers(inputs: Values) -> Values:
+    found = box_field(tensor(inputs["point"]), tensor(inputs["box"]))
+    options = {"zones": inputs["zones"], "amplification": inputs["amplification"]}
+    shares = [
+        [block_shares(sample, truth, inputs["block"]) for sample in group]
+        for group, truth in zip(inputs["prediction"], inputs["truth"], strict=True)
+    ]
+    done = tensor(inputs["prediction"]).eq(tensor(inputs["truth"]).unsqueeze(1)).all(-1).double()
+    means = tensor(shares).mean(-1)
+    progress = sweet_spot(means, shares, aggregate="tiers", alpha=1.0, **options)
+    tiered = sweet_spot(means, shares, aggregate="tiers", alpha=inputs["alpha"], **options)
+    return {
+        "mahalanobis2": found.distance,
+        "field": found.closeness,
+        "zone": zone_of(found.closeness, inputs["zones"]),
+        "inside": found.inside.double(),
+        "reward_distance": found.inside + sweet_spot(found.closeness, alpha=inputs["alpha"], **options),
+        "block_match": shares,
+        "progress": progress,
+        "done": done,
+        "reward_progress": done + tiered,
+    }
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "arena-rl": tournaments,
     "copo": consistency,
     "grpo-family": grpo_family,
+    "noisy-verifier": noise,
     "real": labels,
+    "sweet-spot": tiers,
     "vade": variance_aware,
 }
 

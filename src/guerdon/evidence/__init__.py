@@ -10,7 +10,13 @@ from types import ModuleType
 
 from guerdon.errors import UnknownNameError, nearest
 
-MEMBERS = {"copo": "copo", "grpo-family": "grpo_family", "real": "real", "vade": "vade"}  # slug -> module of this package
+MEMBERS = {
+    "arena-rl": "arena_rl",
+    "copo": "copo",
+    "grpo-family": "grpo_family",
+    "real": "real",
+    "vade": "vade",
+}  # slug -> module of this package
 
 
 def find(slug: str) -> ModuleType:

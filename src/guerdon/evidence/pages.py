@@ -19,6 +19,8 @@ that did not show is listed as such, with its figures. *Spread* is the standard 
 where a method is compared with a baseline. `guerdon reproduce SLUG --budget full` measures one again.
 """
 
+_BEGIN, _END = "<!-- guerdon reproduce: begin -->", "<!-- guerdon reproduce: end -->"
+
 
 def save(evidence: Evidence, folder: Path) -> bool:
     """Write the record and the picture; a smoke run does not replace a full one.
@@ -52,13 +54,22 @@ def load(path: Path) -> Evidence:
 
 
 def write_page(folder: Path) -> Path:
-    """Write the page of all records in a folder, beside it: `docs/evidence` gives `docs/evidence.md`."""
+    """Write the page of all records in a folder, beside it: `docs/evidence` gives `docs/evidence.md`.
+
+    What it writes stands between two comments; the text around them is kept, so the page can have an introduction.
+    """
     found = [load(path) for path in sorted(folder.glob("*.json"))]
     page = folder.with_name(f"{folder.name}.md")
     rows = [(f"[{e.slug}](#{e.slug})", e.title, _mechanism(e), e.headline or "–", facts(e)) for e in found]
     overview = markdown(["slug", "method", "mechanism", "headline", "measured with"], rows)
     sections = [_section(evidence, folder.name) for evidence in found]
-    cache.replace(page, "\n".join([_HEAD, overview, *sections]).encode())
+    text = page.read_text(encoding="utf-8") if page.is_file() else _HEAD
+    if _BEGIN in text and _END in text:
+        before, after = text.split(_BEGIN, 1)[0], text.split(_END, 1)[1]
+    else:
+        before, after = f"{text.rstrip()}\n\n", "\n"
+    written = "\n".join([_BEGIN, "", overview, *sections, _END])
+    cache.replace(page, f"{before}{written}{after}".encode())
     return page
 
 

@@ -98,19 +98,11 @@ def tune(results: Results) -> dict[str, Settings]:
 def measure(unit: Unit) -> dict[str, Any]:
     """Play a bandit in a world that stands still and in one that moves, or train."""
     if unit.arm in BANDITS:
-        still, moving = (bandit(unit, drift) for drift in (0.0, DRIFT))
-        return {
-            "figures": {
-                f"{name}_{world}": value
-                for world, found in (("still", still), ("moving", moving))
-                for name, value in found["figures"].items()
-            },
-            "curves": {
-                f"{name}_{world}": points
-                for world, found in (("still", still), ("moving", moving))
-                for name, points in found["curves"].items()
-            },
-        }
+        found: dict[str, Any] = {"figures": {}, "curves": {}}
+        for world, drift in (("still", 0.0), ("moving", DRIFT)):
+            for kind, values in bandit(unit, drift).items():
+                found[kind] |= {f"{name}_{world}": value for name, value in values.items()}
+        return found
     return trained(unit)
 
 
@@ -122,7 +114,8 @@ def bandit(unit: Unit, drift: float) -> dict[str, Any]:
     logits = random.normal(0.0, 1.5, PROMPTS)
     sampler: Sampler = Uniform()
     if unit.arm != "bandit-uniform":
-        sampler = Vade(**{name: float(unit.settings[name]) for name in ("decay_global", "decay_selected")})
+        fade, forget = (float(unit.settings[name]) for name in ("decay_global", "decay_selected"))
+        sampler = Vade(decay_global=fade, decay_selected=forget)
     sampler.prepare(PROMPTS, unit.seed)
     mixed, errors = [], []
     for step in range(steps):
@@ -146,9 +139,11 @@ def bandit(unit: Unit, drift: float) -> dict[str, Any]:
 def trained(unit: Unit) -> dict[str, Any]:
     """Train on the sort task; accuracy over rollouts as well as over steps."""
     steps = int(unit.settings["steps"])
-    sampler: Sampler = {"vade": Vade, "uniform": Uniform}.get(unit.arm, Dynamic)(
-        **({"max_draws": 20, "on_shortage": "train"} if unit.arm == "filtering" else {})
-    )
+    samplers: dict[str, Sampler] = {
+        "vade": Vade(),
+        "uniform": Uniform(),
+        "filtering": Dynamic(max_draws=20, on_shortage="train"),
+    }
     spent = [0.0]
 
     def count(result: StepResult) -> None:
@@ -158,7 +153,7 @@ def trained(unit: Unit) -> dict[str, Any]:
         unit.seed,
         signal=Signal(rewards={"correct": exact_answer}, advantage=grpo),
         objective=dapo,
-        sampler=sampler,
+        sampler=samplers[unit.arm],
         rows=sort.train_rows(unit.seed)[:POOL],
         warm_steps=50,
         steps=steps,

@@ -93,9 +93,9 @@ class Backbone:
         """Run the model.
 
         Args:
-            ids: [B, S] words.
-            mask: [B, cached + S] True where a word is no padding, or [B, 1, S, cached + S]; None = no padding.
-            positions: [B, S] position of each word; None = counted from the start.
+            ids: [B, S] tokens.
+            mask: [B, cached + S] True where a token is no padding, or [B, 1, S, cached + S]; None = no padding.
+            positions: [B, S] position of each token; None = counted from the start.
             cache: what came before; grows by S.
             last: give the last position only, [B, 1, ...].
             hidden: give hidden states even if the head needs the logits.
@@ -138,11 +138,11 @@ class Backbone:
         shared: bool,
         hidden: bool = False,
     ) -> Reading:
-        """What the model says where each word of the completions is produced.
+        """What the model says where each token of the completions is produced.
 
         Args:
-            prompt_ids: [P, S] words of the prompts, padded on the left.
-            prompt_mask: bool [P, S], True where a word is no padding.
+            prompt_ids: [P, S] tokens of the prompts, padded on the left.
+            prompt_mask: bool [P, S], True where a token is no padding.
             completion_ids: [P, G, T].
             shared: run each prompt once for its group; otherwise every whole sequence.
             hidden: give hidden states even if the head needs the logits.
@@ -155,7 +155,7 @@ class Backbone:
         start = prompt_mask.sum(1)
         positions = torch.arange(length - 1, device=start.device) + start[:, None] if padded else None
         before = prompt_positions(prompt_mask) if padded else None
-        words = completion_ids.reshape(prompts * group, length)[:, :-1]
+        tokens = completion_ids.reshape(prompts * group, length)[:, :-1]
         many = None if positions is None else positions.repeat_interleave(group, 0)
         if shared:
             cache = self.new_cache() if length > 1 else None
@@ -165,8 +165,8 @@ class Backbone:
                 return first
             cache.batch_repeat_interleave(group)
             mask = extend_mask(prompt_mask, group, length - 1) if padded else None
-            return join_readings(first, self.read(words, mask, many, cache, hidden=hidden), 1)
-        ids = torch.cat([prompt_ids.repeat_interleave(group, 0), words], 1)
+            return join_readings(first, self.read(tokens, mask, many, cache, hidden=hidden), 1)
+        ids = torch.cat([prompt_ids.repeat_interleave(group, 0), tokens], 1)
         mask = extend_mask(prompt_mask, group, length - 1) if padded else None
         everywhere = None
         if before is not None and many is not None:
@@ -176,11 +176,11 @@ class Backbone:
 
 
 def prompt_positions(mask: Tensor) -> Tensor:
-    """Position of each word [P, S] when padding does not count."""
+    """Position of each token [P, S] when padding does not count."""
     return (mask.long().cumsum(1) - 1).clamp_(min=0)
 
 
 def extend_mask(prompt_mask: Tensor, group: int, length: int) -> Tensor:
-    """Mask [P * G, S + length] of the prompts, repeated over the group, and `length` words after them."""
+    """Mask [P * G, S + length] of the prompts, repeated over the group, and `length` tokens after them."""
     mask = prompt_mask.repeat_interleave(group, 0)
     return torch.cat([mask, mask.new_ones(len(mask), length)], 1)

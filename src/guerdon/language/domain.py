@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from guerdon.errors import DataError, RecipeError, nearest
 
-
 # what a language rollout carries beside the fields of every rollout
 FIELDS = ("truncated",)
 

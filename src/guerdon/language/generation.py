@@ -1,6 +1,6 @@
 """Sampling from a causal language model, a group of samples per prompt, with the prompt computed once.
 
-A word is chosen by inverting the cumulative distribution at a given uniform number. Each prompt has its own stream of
+A token is chosen by inverting the cumulative distribution at a given uniform number. Each prompt has its own stream of
 uniform numbers, so what is sampled for it does not depend on which other prompts are in the batch, nor on the number of
 processes the prompts are spread over.
 """
@@ -18,13 +18,13 @@ from guerdon.language.backbone import Backbone, prompt_positions
 
 
 class Generation(NamedTuple):
-    """Samples of P prompts in groups of G, T words long.
+    """Samples of P prompts in groups of G, T tokens long.
 
     Attributes:
-        completion_ids: [P, G, T] words; padding after the end.
-        mask: bool [P, G, T], True up to and including the first end word.
-        logp: [P, G, T] log-probability of each word, 0 where not live.
-        truncated: bool [P, G], True where the end word never came.
+        completion_ids: [P, G, T] tokens; padding after the end.
+        mask: bool [P, G, T], True up to and including the first end token.
+        logp: [P, G, T] log-probability of each token, 0 where not live.
+        truncated: bool [P, G], True where the end token never came.
     """
 
     completion_ids: Tensor
@@ -95,17 +95,17 @@ def generate(
 
     Args:
         model: a `Backbone`, or a causal language model of transformers (which is then probed).
-        prompt_ids: [P, S] words, padded on the left.
-        prompt_mask: bool [P, S], True where a word is no padding.
+        prompt_ids: [P, S] tokens, padded on the left.
+        prompt_mask: bool [P, S], True where a token is no padding.
         group_size: G, samples per prompt.
-        max_new_tokens: most words of a sample.
-        eos_ids: words that end a sample.
+        max_new_tokens: most tokens of a sample.
+        eos_ids: tokens that end a sample.
         pad_id: fills the rest of a sample that has ended.
-        temperature: divides the logits; 0 = always the most probable word.
-        top_p: smallest set of most probable words with at least this probability; 1 = all.
-        top_k: number of most probable words; 0 = all. Applied before `top_p`.
+        temperature: divides the logits; 0 = always the most probable token.
+        top_p: smallest set of most probable tokens with at least this probability; 1 = all.
+        top_k: number of most probable tokens; 0 = all. Applied before `top_p`.
         uniforms: step -> numbers [P * G] in [0, 1), such as `Uniforms`. Not needed at temperature 0.
-        min_new_tokens: words before which no sample ends.
+        min_new_tokens: tokens before which no sample ends.
         all_done: asks the other processes whether they are done too, where all must run the model equally often.
 
     Returns:
@@ -119,7 +119,7 @@ def generate(
         None.
 
     Edge cases:
-        T is the length of the longest sample. A sample whose first word is an end word has one live step.
+        T is the length of the longest sample. A sample whose first token is an end token has one live step.
     """
     from guerdon.language.probe import probe
 
@@ -175,7 +175,7 @@ def generate(
     if bool(bad.any()):
         prompt, sample = divmod(int(bad.nonzero()[0]), group_size)
         raise NumericsError(
-            f"language.generate: the log-probability of a word of prompt {prompt}, sample {sample} is not finite. "
+            f"language.generate: the log-probability of a token of prompt {prompt}, sample {sample} is not finite. "
             "The model's weights or activations have overflowed; lower the learning rate or use a wider dtype."
         )
     shape = (prompts, group_size, length)
@@ -188,7 +188,7 @@ def generate(
 
 
 class _Chooser:
-    """Chooses a word per row, and tells which words end a sample."""
+    """Chooses a token per row, and tells which tokens end a sample."""
 
     def __init__(
         self,
@@ -216,27 +216,27 @@ class _Chooser:
         return chosen.squeeze(1), table.gather(1, chosen).squeeze(1)
 
     def _draw(self, table: Tensor, numbers: Tensor, early: bool) -> Tensor:
-        words = table.shape[-1]
+        tokens = table.shape[-1]
         order = None
-        if 0 < self.top_k < words:
+        if 0 < self.top_k < tokens:
             table, order = table.topk(self.top_k, -1)
         elif self.top_p < 1:
             table, order = table.sort(dim=-1, descending=True, stable=True)
         mass = table.exp().cumsum(-1, dtype=numbers.dtype)
         total = mass[:, -1:]
         if self.top_p < 1:
-            # a word is kept while the more probable ones have less than top_p of the mass; the most probable always is
+            # a token is kept while the more probable ones have less than top_p of the mass; the most probable always is
             kept = (mass < self.top_p * total).sum(-1, keepdim=True).clamp_(max=mass.shape[-1] - 1)
             total = mass.gather(1, kept)
-        # the first word whose cumulative mass exceeds the number: never one without mass
+        # the first token whose cumulative mass exceeds the number: never one without mass
         place = torch.searchsorted(mass, numbers[:, None] * total, right=True)
-        # only logits that are no numbers lead beyond the last word; generate() reports them
+        # only logits that are no numbers lead beyond the last token; generate() reports them
         place.clamp_(max=mass.shape[-1] - 1)
         return place if order is None else order.gather(1, place)
 
 
 class _Cached:
-    """Reads word by word from a cache."""
+    """Reads token by token from a cache."""
 
     def __init__(self, model: Backbone, prompt_ids: Tensor, prompt_mask: Tensor, group: int, room: int) -> None:
         self.model, self.ids, self.group, self.room = model, prompt_ids, group, room
@@ -269,7 +269,7 @@ class _Cached:
 
 
 class _Whole:
-    """Reads the whole sequence again for every word."""
+    """Reads the whole sequence again for every token."""
 
     def __init__(self, model: Backbone, prompt_ids: Tensor, prompt_mask: Tensor, group: int, room: int) -> None:
         self.model, self.padded = model, not bool(prompt_mask.all())
@@ -296,7 +296,7 @@ class _Whole:
 
 
 def repeat_cache(cache: Any, group: int, room: int) -> None:
-    """Repeat a cache over the group, leaving room for more words where a layer just grows."""
+    """Repeat a cache over the group, leaving room for more tokens where a layer just grows."""
     from transformers.cache_utils import DynamicLayer
 
     kind = _roomy_layer()
@@ -311,7 +311,7 @@ _KINDS: dict[str, type] = {}
 
 
 def _roomy_layer() -> type:
-    """A cache layer that writes new words into memory set aside, instead of copying everything for every word."""
+    """A cache layer that writes new tokens into memory set aside, instead of copying everything for every token."""
     if "roomy" in _KINDS:
         return _KINDS["roomy"]
     from transformers.cache_utils import DynamicLayer

@@ -1,6 +1,6 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding all the logits.
 
-An output layer over V words turns N hidden states into N x V logits, which for a large vocabulary is more memory than
+An output layer over V tokens turns N hidden states into N x V logits, which for a large vocabulary is more memory than
 the rest of the model. Only N numbers are wanted, so the logits are made a tile at a time, in forward and in backward.
 """
 
@@ -33,7 +33,7 @@ def token_logprob(
     chunk: int | None = None,
     entropy: bool = False,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
-    """Log-probability of one chosen word per row under softmax((hidden @ matrix.T + bias) / temperature).
+    """Log-probability of one chosen token per row under softmax((hidden @ matrix.T + bias) / temperature).
 
     The same numbers as `log_softmax` and `gather`, with the memory of one chunk of logits. The forward pass keeps one
     normaliser a row; the backward pass makes the logits again, tile by tile, and turns each tile into its gradient. If
@@ -41,8 +41,8 @@ def token_logprob(
 
     Args:
         hidden: [N, H] hidden states.
-        matrix: [V, H] output layer, a row per word.
-        ids: [N] chosen words.
+        matrix: [V, H] output layer, a row per token.
+        ids: [N] chosen tokens.
         bias: [V] added to the logits.
         temperature: divides the logits; positive.
         chunk: rows whose logits are held at once; None = as many as make 16M logits.
@@ -77,7 +77,7 @@ def token_logprob(
     if chunk is not None and chunk < 1:
         raise ValueError(f"language.token_logprob: chunk must be at least 1 row; got {chunk}.")
     if size["V"] == 0:
-        raise ShapeError("language.token_logprob: matrix must have at least one row (word); got none.")
+        raise ShapeError("language.token_logprob: matrix must have at least one row (token); got none.")
     budget = LOGITS_IN_A_CHUNK if chunk is None else chunk * size["V"]
     hidden = _operand(hidden, matrix)
     keep = torch.is_grad_enabled()
@@ -92,7 +92,7 @@ def logits_logprob(
 
     Args:
         logits: [N, V].
-        ids: [N] chosen words.
+        ids: [N] chosen tokens.
         temperature: divides the logits.
         entropy: also return the entropies.
 
@@ -187,12 +187,12 @@ class _TokenLogprob(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         keep = keep and any(ctx.needs_input_grad[:3])
-        rows, words = len(hidden), len(matrix)
+        rows, tokens = len(hidden), len(matrix)
         dtype = _wide(hidden, matrix)
         logp, normaliser, entropies = (hidden.new_empty(rows, dtype=dtype) for _ in range(3))
-        one = rows * words <= budget
+        one = rows * tokens <= budget
         # the entropy needs logits and probabilities side by side
-        step = max(1, rows if one else budget // (words * (2 if entropy else 1)))
+        step = max(1, rows if one else budget // (tokens * (2 if entropy else 1)))
         probabilities = None
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, rows, step):
@@ -232,7 +232,7 @@ class _TokenLogprob(torch.autograd.Function):
         nothing = (None,) * 8
         if grad is None and grad_entropy is None:
             return nothing
-        rows, words = len(hidden), len(matrix)
+        rows, tokens = len(hidden), len(matrix)
         dtype = normaliser.dtype
         grad = hidden.new_zeros(rows, dtype=dtype) if grad is None else grad / temperature
         grad_entropy = None if grad_entropy is None else grad_entropy / temperature
@@ -240,21 +240,21 @@ class _TokenLogprob(torch.autograd.Function):
         grad_matrix = torch.empty_like(matrix) if wants_matrix else None
         grad_bias = torch.empty_like(bias) if wants_bias else None
 
-        # Tiles run over words first: each part of the matrix gradient is then finished in one go, in full precision,
+        # Tiles run over tokens first: each part of the matrix gradient is then finished in one go, in full precision,
         # and only the hidden states' gradient (small) is added up.
         if ctx.probabilities is not None:
-            height, width = max(rows, 1), words
+            height, width = max(rows, 1), tokens
         else:
             budget = budget // 2 if grad_entropy is not None else budget
-            height = max(1, min(rows, budget // min(words, _FEWEST_COLUMNS)))
-            width = max(1, min(words, budget // height))
+            height = max(1, min(rows, budget // min(tokens, _FEWEST_COLUMNS)))
+            width = max(1, min(tokens, budget // height))
         plain = grad_entropy is None
         direct = grad_matrix is not None and grad_matrix.dtype == hidden.dtype and hidden.dtype not in _LOW
         with torch.autocast(hidden.device.type, enabled=False):
             # without entropy the factor of a row is taken out of the tile and put on the small side
             scaled = (hidden * -grad[:, None]).to(hidden.dtype) if plain and wants_matrix else hidden
-            for left in range(0, words, width):
-                columns = slice(left, min(left + width, words))
+            for left in range(0, tokens, width):
+                columns = slice(left, min(left + width, tokens))
                 part = matrix[columns]
                 part_grad = part_bias = None
                 for start in range(0, rows, height):

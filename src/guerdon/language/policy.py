@@ -20,7 +20,7 @@ from guerdon.rollout import Rollout
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 _CRITIC_FILE = "critic.safetensors"
-_LORA = {"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
+_LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
 
 
 class LogProb(NamedTuple):
@@ -101,11 +101,11 @@ class LanguagePolicy(nn.Module):
         Args:
             model: a folder written by `save` or by transformers or peft, a name on the hub, or a model object.
             tokenizer: a tokenizer object; None = the one beside the model (needed with a model object).
-            max_new_tokens: most words of a sample.
+            max_new_tokens: most tokens of a sample.
             temperature: divides the logits, in sampling and in training alike; positive.
-            top_p: sample from the most probable words with at least this probability; 1 = all.
-            top_k: sample from that many most probable words; 0 = all.
-            min_new_tokens: words before which no sample ends.
+            top_p: sample from the most probable tokens with at least this probability; 1 = all.
+            top_k: sample from that many most probable tokens; 0 = all.
+            min_new_tokens: tokens before which no sample ends.
             lora: train adapters instead of the model: `rank`, `alpha`, `target_modules` (default: all linear layers).
             dtype: of the weights.
             gradient_checkpointing: compute activations again in the backward pass, to save memory.
@@ -124,8 +124,15 @@ class LanguagePolicy(nn.Module):
             )
         if isinstance(model, (str, Path)):
             source = str(model)
-            tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, trust_remote_code)
-            network = _load_model(source, _DTYPES[dtype], trust_remote_code)
+            try:
+                tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, trust_remote_code)
+                network = _load_model(source, _DTYPES[dtype], trust_remote_code)
+            except (OSError, ValueError) as error:  # what transformers raises for a wrong name, folder or file
+                reason = str(error).split("\n")[0]
+                raise RecipeError(
+                    f"policy.model: {source!r} cannot be loaded as a causal language model with its tokenizer: {reason} "
+                    "Give a folder written by save_pretrained, or a name on the Hugging Face hub."
+                ) from error
         else:
             source, network = None, model.to(_DTYPES[dtype])
         if tokenizer is None:
@@ -207,33 +214,35 @@ class LanguagePolicy(nn.Module):
             reference.causal._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def encode(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Words of prompts, padded on the left.
+    def encode(self, prompts: Sequence[Any], room: int | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens of prompts, padded on the left.
 
         Args:
             prompts: texts, or lists of chat messages ({"role": ..., "content": ...}), which go through the tokenizer's
                 chat template and end where the answer begins.
+            room: tokens that must fit after each prompt; None = `max_new_tokens`.
 
         Returns:
-            Ids [P, S] and bool mask [P, S], True where a word is no padding.
+            Ids [P, S] and bool mask [P, S], True where a token is no padding.
 
         Raises:
             DataError: naming the prompt that is empty, too long or cannot be encoded.
         """
-        rows = [self._encode_one(index, prompt) for index, prompt in enumerate(prompts)]
+        room = self.max_new_tokens if room is None else room
+        rows = [self._encode_one(index, prompt, room) for index, prompt in enumerate(prompts)]
         if not rows:
             raise DataError("language.policy: no prompts were given.")
         width = max(map(len, rows))
         if not self.backbone.ignores_padding and min(map(len, rows)) < width:
             raise DataError(
                 "language.policy: this model does not ignore padding, so all prompts of a batch must have the same "
-                f"number of words; got {min(map(len, rows))} to {width}."
+                f"number of tokens; got {min(map(len, rows))} to {width}."
             )
         ids = torch.tensor([[self.pad_id] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         return ids.to(self.device), mask.to(self.device)
 
-    def _encode_one(self, index: int, prompt: Any) -> list[int]:
+    def _encode_one(self, index: int, prompt: Any, room: int) -> list[int]:
         try:
             if isinstance(prompt, str):
                 ids = self.tokenizer(prompt).input_ids
@@ -247,10 +256,10 @@ class LanguagePolicy(nn.Module):
         if not ids:
             raise DataError(f"language.policy: prompt {index} is empty. It is {prompt!r:.200}.")
         longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and len(ids) + self.max_new_tokens > longest:
+        if longest is not None and len(ids) + room > longest:
             raise DataError(
-                f"language.policy: prompt {index} is too long: {len(ids)} words and max_new_tokens = "
-                f"{self.max_new_tokens} are more than the {longest} positions of the model."
+                f"language.policy: prompt {index} is too long: its {len(ids)} tokens and {room} to follow "
+                f"(max_new_tokens, or the completion) are more than the {longest} positions of the model."
             )
         return ids
 
@@ -269,7 +278,7 @@ class LanguagePolicy(nn.Module):
             prompts: P texts or message lists.
             group_size: G.
             seeds: P integers. A prompt's samples depend on its own seed only, not on the other prompts of the batch.
-            greedy: take the most probable word every time instead.
+            greedy: take the most probable token every time instead.
             module: what wraps the policy, if anything does.
 
         Returns:
@@ -317,11 +326,11 @@ class LanguagePolicy(nn.Module):
         return [texts[p * size : (p + 1) * size] for p in range(len(completion_ids))]
 
     def log_prob(self, rollout: Rollout, *, entropy: bool = True, module: Callable[..., Any] | None = None) -> LogProb:
-        """Log-probability of every sampled word under the policy as it is now, at the sampling temperature.
+        """Log-probability of every sampled token under the policy as it is now, at the sampling temperature.
 
         Args:
             rollout: its `steps` and `mask` are read.
-            entropy: also the entropy of the distribution each word came from.
+            entropy: also the entropy of the distribution each token came from.
             module: what wraps the policy, if anything does.
 
         Returns:
@@ -365,9 +374,9 @@ class LanguagePolicy(nn.Module):
         Raises:
             DataError: naming the row that cannot be used.
         """
-        prompt_ids, prompt_mask = self.encode([row["prompt"] for row in rows])
         completions = [self._encode_completion(index, row["completion"]) for index, row in enumerate(rows)]
         longest = max(map(len, completions))
+        prompt_ids, prompt_mask = self.encode([row["prompt"] for row in rows], room=longest)
         ids = torch.tensor([[c + [self.pad_id] * (longest - len(c))] for c in completions], device=self.device)
         mask = torch.tensor([[[True] * len(c) + [False] * (longest - len(c))] for c in completions], device=self.device)
         return Rollout(
@@ -552,14 +561,14 @@ def _check_settings(max_new_tokens: int, temperature: float, top_p: float, top_k
 
 
 def _end_ids(causal: Any, tokenizer: Any) -> list[int]:
-    """Words that end a sample: the tokenizer's and those the model's generation settings list."""
+    """Tokens that end a sample: the tokenizer's and those the model's generation settings list."""
     listed = getattr(getattr(causal, "generation_config", None), "eos_token_id", None)
     listed = listed if isinstance(listed, (list, tuple)) else [listed]
     found = [end for end in (tokenizer.eos_token_id, *listed) if end is not None]
-    words = causal.get_input_embeddings().weight.shape[0]
-    ends = [end for end in dict.fromkeys(found) if 0 <= end < words]
+    tokens = causal.get_input_embeddings().weight.shape[0]
+    ends = [end for end in dict.fromkeys(found) if 0 <= end < tokens]
     if not ends:
-        raise RecipeError("policy: neither the tokenizer nor the model names an end word (eos_token_id).")
+        raise RecipeError("policy: neither the tokenizer nor the model names an end token (eos_token_id).")
     return ends
 
 

@@ -1,4 +1,4 @@
-"""Finds out, on a few words, which short cuts a causal language model takes without changing its answer."""
+"""Finds out, on a few tokens, which short cuts a causal language model takes without changing its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, tor
 def probe(model: Any) -> Backbone:
     """Split a model into body and head and test every short cut against whole, unpadded sequences.
 
-    Four sequences of at most seven words are run; a short cut that raises or gives other logits is not taken.
+    Four sequences of at most seven tokens are run; a short cut that raises or gives other logits is not taken.
 
     Args:
         model: a causal language model of transformers, with or without peft adapters.
@@ -43,10 +43,10 @@ def probe(model: Any) -> Backbone:
 
 def _probe(causal: Any) -> Backbone:
     backbone = Backbone(causal)
-    words = causal.get_input_embeddings().weight.shape[0]
+    tokens = causal.get_input_embeddings().weight.shape[0]
     device = backbone.device
     width, group, length = 4, 2, 3
-    ids = torch.arange(width * 2 + group * 2 * length, device=device).mul_(7).add_(1) % words
+    ids = torch.arange(width * 2 + group * 2 * length, device=device).mul_(7).add_(1) % tokens
     prompt_ids, completion_ids = ids[: width * 2].view(2, width), ids[width * 2 :].view(2, group, length)
     mask = torch.ones(2, width, dtype=torch.bool, device=device)
     mask[1, :2] = False

@@ -227,7 +227,7 @@ def dr_grpo(
     advantages: Float[Tensor, "P G"] | Float[Tensor, "P G T"],
     mask: Bool[Tensor, "P G T"],
     *,
-    max_length: int,
+    max_length: int | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> Loss:
@@ -240,7 +240,8 @@ def dr_grpo(
         logp_old: [P, G, T], under the policy that sampled the steps.
         advantages: [P, G], or [P, G, T] per step.
         mask: [P, G, T], True = a live step.
-        max_length: steps, the largest length a sample may have (max_new_tokens), not the longest of the batch.
+        max_length: steps, the largest length a sample may have (max_new_tokens), not the longest of the batch; a loop
+            fills it in.
         clip_low: the ratio is held above 1 - clip_low where the advantage is negative.
         clip_high: the ratio is held below 1 + clip_high where the advantage is positive.
 
@@ -249,7 +250,7 @@ def dr_grpo(
 
     Raises:
         ShapeError: an argument has another shape.
-        RecipeError: max_length is not positive.
+        RecipeError: max_length is missing or not positive.
 
     Gradient:
         To logp only.

@@ -23,7 +23,6 @@ class Lora:
 
     rank: int = _set(16, "rank of the adapters", at_least=1)
     alpha: float = _set(32.0, "the update is scaled by alpha / rank", above=0)
-    dropout: float = _set(0.0, "dropout before the adapters", at_least=0, at_most=1)
     target_modules: str | list[str] = _set("all-linear", "layers that get an adapter")
 
 
@@ -49,7 +48,7 @@ class Optim:
     name: Literal["adamw", "sgd"] = _set("adamw", "optimiser")
     lr: float = _set(1e-6, "peak learning rate", at_least=0)
     betas: tuple[float, float] = _set(
-        (0.9, 0.99), "decay rates of AdamW; the first is SGD's momentum", at_least=0, at_most=1
+        (0.9, 0.999), "decay rates of AdamW; the first is SGD's momentum", at_least=0, at_most=1
     )
     eps: float = _set(1e-8, "of AdamW", above=0)
     weight_decay: float = _set(0.0, "decoupled weight decay", at_least=0)

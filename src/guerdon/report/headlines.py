@@ -11,6 +11,8 @@ HELD_OUT = {"greedy": "eval/greedy/", "sampled": "eval/sampled/"}
 MANY = 3  # more held-out scores than this are shown greedy only; the charts have both
 TRAINED: dict[str, tuple[str, str, Style]] = {  # metric -> label, unit, style
     "reward": ("Reward in training", "", "plain"),
+    "eval/loss": ("Held-out loss", "nats", "plain"),
+    "loss": ("Loss", "nats", "plain"),
     "constant_groups": ("Constant groups", "", "share"),
     "length": ("Length", "steps", "plain"),
     "tokens_per_s": ("Speed", "tokens/s", "plain"),
@@ -74,6 +76,8 @@ def headlines(run: Run) -> list[Headline]:
             if key.startswith(prefix) and (mode == "greedy" or greedy <= MANY):
                 found.append(_held_out(run, key, f"Held-out {key.removeprefix(prefix)}, {mode}"))
     for key, (label, unit, style) in TRAINED.items():
+        if key == "loss" and "reward" in keys:
+            continue  # a policy gradient's loss says nothing about how well it does
         if key != "reward" or not any(found):
             found.append(_trained(run, key, label, step_unit(run) if key == "length" else unit, style))
     return [headline for headline in found if headline is not None]

@@ -5,6 +5,11 @@ from __future__ import annotations
 from guerdon.stages import lazy
 
 MEMBERS = {
+    "appeal": "appeal",
+    "block_closeness": "closeness",
+    "box_closeness": "closeness",
+    "box_hit": "closeness",
+    "noisy": "noise",
     "exact_answer": "verifiers",
     "regex": "verifiers",
     "math_verify": "verifiers",

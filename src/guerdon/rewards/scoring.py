@@ -97,7 +97,9 @@ def score(
         cells.append(values.to(rollout.mask.device))
         if outcomes is None and answers is not None:
             outcomes = answers
-    scores = torch.stack(cells, dim=-1) if cells else torch.zeros(*rollout.mask.shape[:2], 0, device=rollout.mask.device)
+    scores = (
+        torch.stack(cells, dim=-1) if cells else torch.zeros(*rollout.mask.shape[:2], 0, device=rollout.mask.device)
+    )
     return Scores(scores, outcomes, extras, dropped)
 
 
@@ -233,8 +235,12 @@ def _table(result: Any, rollout: Rollout, name: str) -> tuple[list[list[Any]], l
     paired = [[isinstance(cell, tuple) and len(cell) == 2 for cell in row] for row in rows]
     if not any(any(row) for row in paired):
         return rows, None
-    answers = [[cell[1] if pair else None for cell, pair in zip(*both, strict=True)] for both in zip(rows, paired, strict=True)]
-    scores = [[cell[0] if pair else cell for cell, pair in zip(*both, strict=True)] for both in zip(rows, paired, strict=True)]
+    answers = [
+        [cell[1] if pair else None for cell, pair in zip(*both, strict=True)] for both in zip(rows, paired, strict=True)
+    ]
+    scores = [
+        [cell[0] if pair else cell for cell, pair in zip(*both, strict=True)] for both in zip(rows, paired, strict=True)
+    ]
     return scores, answers
 
 

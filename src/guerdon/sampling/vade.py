@@ -8,6 +8,7 @@ arXiv 2511.18902.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -58,6 +59,11 @@ _GAINS: Mapping[str, tuple[Any, float]] = {
     "variance": (_variance, 1 / 2),
     "mixed": (_variance, 1 / 2),
 }
+
+
+def _rounded_up(value: float) -> float:
+    """To a power of 1.1; 0 stays."""
+    return 1.1 ** math.ceil(math.log(value, 1.1)) if value > 0 else 0.0
 
 
 class Vade(Sampler):
@@ -219,8 +225,8 @@ class Vade(Sampler):
         random = np.random.default_rng([self.seed % 2**63, int(self.rounds)])
         self.rounds.add_(1)
         found = self._search(size, count, random)
-        # halved at least where nobody fell into the band, so that the next one is wider
-        self.density.fill_(max(found.density, float(self.density) / 2))
+        # where nobody fell into the band this halves, so that the next one is wider
+        self.density.fill_((found.density + float(self.density)) / 2)
         return found.positions.tolist()
 
     def observe(self, indices: Sequence[int], scores: Float[Tensor, "P G K"], score_names: Sequence[str] = ()) -> None:
@@ -237,28 +243,33 @@ class Vade(Sampler):
             RecipeError: there is no component of that name.
         """
         where, right, total = self._count(indices, scores, score_names)
-        mixed = (right > 0) & (right < total)
-        self._seen = {"effective_groups": float(mixed.sum()) / max(len(scores), 1)}
-        alpha, beta = self._posterior(where)
-        error = np.abs(alpha / (alpha + beta) - right / total)
+        known = self.right.numpy()[where] * float(self.scale), self.wrong.numpy()[where] * float(self.scale)
         self._fade()
-        for counts, new in ((self.right.numpy(), right), (self.wrong.numpy(), total - right)):
-            counts[where] = self.decay_selected * counts[where] + new / float(self.scale)
-        if len(where):
-            evidence = np.add(*self._posterior(where)) - self.alpha0 - self.beta0
-            self._seen |= {"calibration_error": float(error.mean()), "evidence": float(evidence.mean())}
-            self.most.fill_(max(float(self.most), float(evidence.max())))
+        self._seen.clear()
+        self._seen["effective_groups"] = float(np.count_nonzero((right > 0) & (right < total))) / max(len(scores), 1)
+        if not len(where):
+            return
+        mean = (self.alpha0 + known[0]) / (self.alpha0 + self.beta0 + known[0] + known[1])
+        kept, scale = self.decay_global * self.decay_selected, float(self.scale)
+        right_now, wrong_now = kept * known[0] + right, kept * known[1] + (total - right)
+        self.right.numpy()[where], self.wrong.numpy()[where] = right_now / scale, wrong_now / scale
+        evidence = right_now + wrong_now
+        self._seen["calibration_error"] = float(np.abs(mean - right / total).sum()) / len(where)
+        self._seen["evidence"] = float(evidence.sum()) / len(where)
+        self.most.fill_(max(float(self.most), float(evidence.max())))
 
     def metrics(self) -> dict[str, float]:
         """Of the last step: share of mixed groups, |posterior mean - share of right samples|, evidence."""
         return dict(self._seen)
 
     def _search(self, size: int, count: int, random: np.random.Generator) -> Drawn:
-        # a band in which twice as many draws should fall as are wanted, and more where that may fail by chance
-        width = (2 * count + 32) / (size * max(float(self.density), 1e-9))
+        # a band into which six deviations more draws should fall than are wanted; its width and the most evidence are
+        # rounded up, so that the ceiling is mostly at hand
+        aimed = count + 6 * math.sqrt(count) + 18
+        width = _rounded_up(aimed / (size * max(float(self.density), 1e-9)))
         if size > _FEW and width < 0.2:
             low, high = self.peak - width / 2, self.peak + width / 2
-            ceiling = density_ceiling(self.alpha0, self.beta0, float(self.most), low, high)
+            ceiling = density_ceiling(self.alpha0, self.beta0, _rounded_up(float(self.most)), low, high)
             if ceiling * width < 0.5:
                 return draw_near(self._posterior, size, count, self.gain, self.peak, width, ceiling, random)
         return draw_all(self._posterior, count, self.gain, self.peak, random)

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from guerdon.stages import lazy
 
-MEMBERS: dict[str, str] = {}
+MEMBERS = {
+    "backward_correction": "noise_correction",
+    "forward_correction": "noise_correction",
+    "sweet_spot": "sweet_spot",
+}
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

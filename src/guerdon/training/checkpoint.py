@@ -162,14 +162,18 @@ def read(run: Path, step: int | None = None) -> tuple[Path, LoopState]:
     step = steps[-1] if step is None else step
     folder = run / "checkpoints" / f"step-{step}"
     earlier = [s for s in steps if s < step]
-    advice = f"Go on from an earlier one: guerdon resume {run} --from-step {earlier[-1]}" if earlier else (
-        "There is no earlier one: start the run again."
+    advice = (
+        f"Go on from an earlier one: guerdon resume {run} --from-step {earlier[-1]}"
+        if earlier
+        else ("There is no earlier one: start the run again.")
     )
     try:
         facts = json.loads((folder / "state.json").read_text())
         for name, wanted in facts.pop("files").items():
             if _fingerprint(folder / name) != wanted:
-                raise CheckpointError(f"checkpoint {folder}: {name} is damaged: its hash is not the one written. {advice}")
+                raise CheckpointError(
+                    f"checkpoint {folder}: {name} is damaged: its hash is not the one written. {advice}"
+                )
         tensors = load_file(folder / "training.safetensors")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}. {advice}") from error
@@ -178,7 +182,7 @@ def read(run: Path, step: int | None = None) -> tuple[Path, LoopState]:
 
 
 def _generators() -> dict[str, Tensor]:
-    name, keys, position, *_ = np.random.get_state(legacy=True)
+    _, keys, position, *_ = np.random.get_state(legacy=True)
     state = {
         "generator.torch": torch.get_rng_state(),
         "generator.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),

@@ -71,6 +71,8 @@ def evaluate(
             prompts = [row["prompt"] for row in picked]
             seeds = [mix_seed(seed, i, 1) for i in mine]
             rollout = policy.sample(prompts, size, seeds, greedy=mode == "greedy", module=module)
+            if signal.needs("logp_ref"):
+                rollout = rollout.update({"logp_ref": policy.reference_log_prob(rollout, module=module)})
             columns = {name: [row.get(name) for row in picked] for name in picked[0] if name != "prompt"}
             rollout = rollout.update({"columns": columns, "indices": list(mine), "steps": {}})
             parts.append(signal.score(rollout))

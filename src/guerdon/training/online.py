@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -113,7 +113,9 @@ class Online:
         self.steps_done = 0
         self.needs_reference = signal.needs("logp_ref") or wants(objective, "logp_ref")
         self.has_critic = bool(getattr(policy, "has_critic", False))
-        prepared = ({"logp_ref"} if self.needs_reference else set()) | ({"values", "values_old"} if self.has_critic else set())
+        prepared = ({"logp_ref"} if self.needs_reference else set()) | (
+            {"values", "values_old"} if self.has_critic else set()
+        )
         check_fields(signal, objective, columns=rows[0], policy_fields=policy.fields, prepared=prepared)
         optimizer, schedule = self.settings.build(policy.parameters(), steps * passes * mini_batches)
         self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
@@ -140,7 +142,7 @@ class Online:
             for stage in (self.objective, self.sampler):
                 if hasattr(stage, "observe"):
                     call(stage, fields, method="observe")
-        told = {f"sampling/{name}": value for name, value in self.sampler.metrics().items()}
+        told = {f"sampling/{name}": value for name, value in self.sampler.metrics().items()} | self.signal.metrics()
         metrics = {
             **_describe(everything, attribution, tuple(self.signal.watch)),
             **learned,
@@ -273,7 +275,8 @@ class Online:
                 "micro-batches. A count may depend on masks and rewards, never on logp or on the other groups."
             )
         clip = self.settings.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
+        found = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
+        norm = torch.as_tensor(found)  # DeepSpeed gives a number
         if not (torch.isfinite(norm) and torch.isfinite(total)):
             self.optimizer.zero_grad()
             raise NumericsError(
@@ -304,7 +307,9 @@ class Online:
         return self._sum_over_processes(count)
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
-        return value if self.processes == 1 else self.accelerator.reduce(value, reduction="sum")
+        if self.processes == 1:
+            return value
+        return cast(Tensor, self.accelerator.reduce(value, reduction="sum"))
 
     def _modules(self) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {"sampler": self.sampler, "signal": self.signal}
@@ -449,9 +454,11 @@ class _Averages:
 
     def result(self, accelerator: Accelerator) -> dict[str, float]:
         names = sorted(self.sums)
-        values = torch.stack([self.sums[n] if n.endswith("_max") else self.sums[n] / max(self.prompts, 1) for n in names])
+        values = torch.stack(
+            [self.sums[n] if n.endswith("_max") else self.sums[n] / max(self.prompts, 1) for n in names]
+        )
         if accelerator.num_processes > 1:
-            stacked = accelerator.gather(values[None])
+            stacked = cast(Tensor, accelerator.gather(values[None]))
             largest = torch.tensor([n.endswith("_max") for n in names], device=values.device)
             values = torch.where(largest, stacked.amax(0), stacked.mean(0))
         return {**dict(zip(names, values.tolist(), strict=True)), **self.numbers}

@@ -55,17 +55,23 @@ class Records:
         start = time.perf_counter()
         self.line("ledger", entry(result.step, result.rollout, result.attribution))
         if samples:
-            self.samples(result.step, "train", "sampled", result.rollout.select(slice(0, 4)), result.attribution.advantages)
+            self.samples(
+                result.step, "train", "sampled", result.rollout.select(slice(0, 4)), result.attribution.advantages
+            )
         log = time.perf_counter() - start
         self.metrics(result.step, elapsed, {**result.metrics, "seconds/log": log})
 
-    def samples(self, step: int, phase: str, mode: str, rollout: Rollout, advantages: torch.Tensor | None = None) -> None:
+    def samples(
+        self, step: int, phase: str, mode: str, rollout: Rollout, advantages: torch.Tensor | None = None
+    ) -> None:
         """A line of `samples.jsonl` for every sample of a rollout."""
         if not self.enabled or rollout.scores is None:
             return
         for p, group in enumerate(rollout.samples):
             for g, sample in enumerate(group):
-                scores = {n: _figure(v) for n, v in zip(rollout.score_names, rollout.scores[p, g].tolist(), strict=True)}
+                scores = {
+                    n: _figure(v) for n, v in zip(rollout.score_names, rollout.scores[p, g].tolist(), strict=True)
+                }
                 record = {
                     "step": step,
                     "phase": phase,

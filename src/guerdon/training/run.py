@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal as signals
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -56,13 +57,15 @@ def train(recipe: Recipe, name: str | None = None) -> Path:
     if accelerator.num_processes > 1:
         broadcast_object_list(chosen)
     run = Path(chosen[0])
-    if (run / "recipe.yaml").exists():
+    if (run / "metrics.jsonl").exists() or checkpoint.list_steps(run):
         raise RecipeError(f"run.name: {run} holds a run already. Choose another name, or: guerdon resume {run}")
     runner = _Runner(recipe, run, accelerator)
     runner.build()  # what a recipe can get wrong is found before anything is written
     if accelerator.is_main_process:
         try:
-            run.mkdir(parents=True, exist_ok=True)
+            if run.exists():
+                shutil.rmtree(run)  # what failed before its first figure
+            run.mkdir(parents=True)
             (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         except OSError as error:
             raise RecipeError(f"run.directory: {run} cannot be written: {error.strerror}.") from error
@@ -105,7 +108,13 @@ class _Runner:
     """One execution of a run: from its beginning or from a checkpoint, to its end or a stop."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, accelerator: Accelerator, *, resumed: bool = False, from_step: int | None = None
+        self,
+        recipe: Recipe,
+        run: Path,
+        accelerator: Accelerator,
+        *,
+        resumed: bool = False,
+        from_step: int | None = None,
     ) -> None:
         self.recipe, self.run, self.accelerator, self.resumed = recipe, run, accelerator, resumed
         self.from_step = from_step
@@ -163,7 +172,7 @@ class _Runner:
             on_bad_score=recipe.on_bad_score,
         )
         self.objective = build("objectives", recipe.objective, "objective")
-        self.sampler = build("sampling", recipe.sampling)
+        self.sampler: Any = build("sampling", recipe.sampling)
         self.sampler.prepare(data_length(self.data.train), recipe.seed)
         check_fields(
             self.signal,
@@ -191,7 +200,8 @@ class _Runner:
 
     def _warm_start(self, policy: Any) -> None:
         warm = self.recipe.warm_start
-        assert warm is not None and self.recipe.data is not None
+        assert warm is not None
+        assert self.recipe.data is not None
         rows = self.domain.demonstrations(self.recipe.data, self.recipe.seed)
         loop = Supervised(
             policy,
@@ -365,7 +375,7 @@ class _Runner:
 def _with_longest(objective: Any, max_steps: int) -> Any:
     """A constant denominator is the longest sample there can be, which only the policy knows."""
     options = signature(objective).options
-    if options.get("denominator") == "constant" and options.get("max_length", 0) is None:
+    if options.get("denominator", "constant") == "constant" and options.get("max_length", 0) is None:
         return partial(objective, max_length=max_steps)
     return objective
 
@@ -405,4 +415,4 @@ class _Interrupt:
         if accelerator.num_processes == 1:
             return self.hit
         asked = torch.tensor(float(self.hit), device=accelerator.device)
-        return bool(accelerator.reduce(asked, reduction="sum").item() > 0)
+        return cast(torch.Tensor, accelerator.reduce(asked, reduction="sum")).item() > 0

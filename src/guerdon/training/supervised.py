@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -84,7 +84,7 @@ class Supervised:
             total += loss.detach()
         total = self._sum(total) / live.clamp(min=1.0)
         clip = self.settings.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip))
         if not (torch.isfinite(norm) and torch.isfinite(total)):
             self.optimizer.zero_grad()
             raise NumericsError(
@@ -120,7 +120,9 @@ class Supervised:
         sums = torch.zeros(2, device=self.accelerator.device)
         for start in range(0, len(rows), size * processes):
             picked = range(start, min(start + size * processes, len(rows)))
-            mine = picked[rank::processes] or picked[:1]  # every process takes part, so that sharded models stay in step
+            mine = (
+                picked[rank::processes] or picked[:1]
+            )  # every process takes part, so that sharded models stay in step
             given = self.policy.demonstrations([rows[i] for i in mine])
             loss = self._loss(given)
             if rank < len(picked):
@@ -142,4 +144,6 @@ class Supervised:
         self.steps_done = state.facts["steps_done"]
 
     def _sum(self, value: Tensor) -> Tensor:
-        return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, reduction="sum")
+        if self.accelerator.num_processes == 1:
+            return value
+        return cast(Tensor, self.accelerator.reduce(value, reduction="sum"))

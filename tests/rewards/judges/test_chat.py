@@ -7,11 +7,15 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
+from guerdon.components import build
 from guerdon.errors import DataError, RecipeError, ScoreError
 from guerdon.rewards import tournament
 from guerdon.rewards.judges import chat
 from guerdon.rewards.judges.base import Match, Verdict
+from guerdon.rollout import Rollout
+from guerdon.signal import Signal
 from tests.rewards.judges.server import Reply, Server, serve
 
 KEY = "sk-very-secret-0123456789"
@@ -46,7 +50,12 @@ def test_a_verdict() -> None:
     assert verdicts == [Verdict(9.0, 2.5, calls=1, malformed=0)]
     request = server.requests[0]
     assert server.paths == ["/v1/chat/completions"]
-    assert (request["model"], request["temperature"], request["max_tokens"], request["top_p"]) == ("judge-1", 0.3, 77, 0.9)
+    assert (request["model"], request["temperature"], request["max_tokens"], request["top_p"]) == (
+        "judge-1",
+        0.3,
+        77,
+        0.9,
+    )
     assert [message["role"] for message in request["messages"]] == ["system", "user"]
     assert answers(server.question()) == ("four", "five")
     assert "What is 2 + 2?" in server.question()
@@ -102,7 +111,11 @@ def test_pauses_double_and_follow_the_server() -> None:
         assert time.perf_counter() - start > (0.04 + 0.08 + 0.16) / 2  # jitter takes up to half
 
     def wait(request: dict[str, Any], number: int) -> Reply:
-        return Reply(status=429, body=b"", headers={"Retry-After": "0.3"}) if number == 0 else Reply('{"first": 1, "second": 1}')
+        return (
+            Reply(status=429, body=b"", headers={"Retry-After": "0.3"})
+            if number == 0
+            else Reply('{"first": 1, "second": 1}')
+        )
 
     with serve(wait) as server:
         start = time.perf_counter()
@@ -191,7 +204,9 @@ def test_a_request_that_is_refused_is_not_sent_again(status: int) -> None:
 @pytest.mark.parametrize(("status", "hint"), [(401, "Give a key"), (403, ""), (404, "Look at base_url and model")])
 def test_a_wrong_setting_stops_at_once(status: int, hint: str) -> None:
     with serve(lambda request, number: Reply(status=status, body=b"no")) as server:
-        with pytest.raises(ScoreError, match=rf"judges.chat: {server.url}/chat/completions answered HTTP {status}: no.*{hint}"):
+        with pytest.raises(
+            ScoreError, match=rf"judges.chat: {server.url}/chat/completions answered HTTP {status}: no.*{hint}"
+        ):
             judge_of(server, concurrency=2)([MATCH] * 50)
         assert len(server.requests) < 10
 
@@ -242,7 +257,9 @@ def test_a_key_in_place_of_a_name_is_refused_and_not_shown(wrong: str) -> None:
 @pytest.mark.parametrize("value", ["", "  ", "two\nlines", "schlüssel"])
 def test_a_variable_without_a_key(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MY_KEY", value)
-    with pytest.raises(RecipeError, match=r"the environment variable MY_KEY (is not set|holds something that is no key)\.$"):
+    with pytest.raises(
+        RecipeError, match=r"the environment variable MY_KEY (is not set|holds something that is no key)\.$"
+    ):
         chat(base_url="http://127.0.0.1:1/v1", model="m", api_key_env="MY_KEY")
 
 
@@ -284,7 +301,9 @@ def test_templates_rubrics_and_columns() -> None:
         '{"first": {"answer": <points>, "process": <points>}, "second": {"answer": <points>, "process": <points>}}\n'
         "{'kept': {}}"
     )
-    with pytest.raises(DataError, match=r"judges.chat.template: {answer} names nothing. There are: first, form, prompt"):
+    with pytest.raises(
+        DataError, match=r"judges.chat.template: {answer} names nothing. There are: first, form, prompt"
+    ):
         judge([MATCH])
 
 
@@ -332,6 +351,30 @@ def test_failures_in_a_tournament_are_ties_and_are_counted() -> None:
 def test_a_judge_that_is_down_stops_the_run() -> None:
     with (
         serve(lambda request, number: Reply(status=503, body=b"down")) as server,
-        pytest.raises(ScoreError, match=r"6 of 6 verdicts failed, more than failures_max = 0.5 .* The first: HTTP 503: down"),
+        pytest.raises(
+            ScoreError, match=r"6 of 6 verdicts failed, more than failures_max = 0.5 .* The first: HTTP 503: down"
+        ),
     ):
         tournament(judge=judge_of(server, tries=1))(["p"], [["1", "2", "3", "4"]])
+
+
+@pytest.mark.parametrize("on_bad_score", ["stop", "drop"])
+def test_a_wrong_key_stops_a_signal_soon(on_bad_score: Any) -> None:
+    with serve(lambda request, number: Reply(status=401, body=b"who are you?")) as server:
+        signal = Signal(rewards={"arena": tournament(judge=judge_of(server, concurrency=2))}, on_bad_score=on_bad_score)
+        shape = (8, 4)
+        samples = [[str(g) for g in range(shape[1])] for _ in range(shape[0])]
+        rollout = Rollout(["p"] * shape[0], samples, torch.ones(*shape, 1).bool(), torch.zeros(*shape, 1))
+        with pytest.raises(ScoreError, match=r"HTTP 401: who are you\?. Give a key by api_key_env"):
+            signal(rollout)
+    assert len(server.requests) < 20  # of 96
+
+
+def test_a_judge_of_a_recipe() -> None:
+    with serve(by_number) as server:
+        options = {"base_url": server.url, "model": "m", "rubric": None, "body": {"seed": 3}}
+        stage = build("rewards", {"tournament": {"judge": {"chat": options}, "topology": "anchor"}})
+        assert stage(["p"], [["1", "3", "2"]]).scores == [[0.0, 1.0, 0.5]]
+    assert server.requests[0]["seed"] == 3
+    with pytest.raises(RecipeError, match=r"rewards.tournament.judge.chat.concurency: there is no such option"):
+        build("rewards", {"tournament": {"judge": {"chat": {**options, "concurency": 2}}}})

@@ -73,16 +73,19 @@ class Judge(Protocol):
         ...
 
 
-def resolve(judge: Any, where: str) -> Any:
+def resolve(judge: Any, where: str, stage: str = "rewards.judges") -> Any:
     """A judge from a recipe (a name, {name: {option: value}} or `module:attribute`), or a callable as it is.
 
+    Args:
+        judge: what the recipe says.
+        where: opens the errors.
+        stage: the package that names are looked up in; `rewards` for a judge that is made of a reward.
+
     Raises:
-        UnknownNameError: there is no such judge.
+        UnknownNameError: there is nothing of that name.
         RecipeError: an option does not exist, is missing or has a wrong type.
     """
-    if callable(judge):
-        return judge
-    return build("rewards.judges", judge, where)
+    return judge if callable(judge) else build(stage, judge, where)
 
 
 def both_orders(matches: Sequence[Match]) -> list[Match]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guerdon.components import build
 from guerdon.errors import RecipeError
-from guerdon.rewards.judges.base import Match, Verdict
+from guerdon.rewards.judges.base import Match, Verdict, resolve
 
 
 class PointwiseJudge:
@@ -36,7 +35,7 @@ class PointwiseJudge:
     def __init__(self, *, reward: Any, margin: float = 0.0) -> None:
         if not margin >= 0:
             raise RecipeError(f"judges.pointwise.margin: must be 0 or more; got {margin}.")
-        self.reward = reward if callable(reward) else build("rewards", reward, "judges.pointwise.reward")
+        self.reward = resolve(reward, "judges.pointwise.reward", "rewards")
         self.margin = margin
 
     def __call__(self, matches: Sequence[Match]) -> list[Verdict]:

@@ -63,16 +63,20 @@ def _loads(text: str) -> Any:
 
 def _objects(text: str) -> Iterator[Any]:
     """The JSON objects that stand in a text, those inside one another left out."""
-    decoder = json.JSONDecoder()
     start = _START.search(text)
     while start is not None:
-        end = start.end()
-        try:
-            content, end = decoder.raw_decode(text, start.start())
+        content, end = _object_at(text, start)
+        if content is not None:
             yield content
-        except (ValueError, RecursionError):
-            pass  # a brace that opens no object: go on after it
         start = _START.search(text, end)
+
+
+def _object_at(text: str, start: re.Match[str]) -> tuple[Any, int]:
+    """The object that a brace opens and where it ends; or None, and the place after the brace."""
+    try:
+        return json.JSONDecoder().raw_decode(text, start.start())
+    except (ValueError, RecursionError):
+        return None, start.end()
 
 
 def _loosened(value: Any, depth: int = 2) -> Any:

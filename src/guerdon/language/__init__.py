@@ -1,0 +1,1 @@
+"""Language models as policies: sampling, log-probabilities, data files and bundled tasks."""
