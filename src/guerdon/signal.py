@@ -208,7 +208,7 @@ class Signal(nn.Module):
         return rollout.update(outputs(call(self.advantage, fields), "advantages"))
 
     def observe(self, fields: Mapping[str, Any]) -> None:
-        """Let stages with state learn from what happened, after an update; a shaping sees its component's raw scores."""
+        """Let stages with state learn from what happened, after an update; a shaping sees its component's scores."""
         for name, stage in self.stateful.items():
             if hasattr(stage, "observe"):
                 for own in self._fields_of(name, stage, fields):

@@ -182,7 +182,7 @@ def the_gradient_is_the_derivative(member: Member) -> None:
 def optional_fields_are_optional(member: Member) -> None:
     if not member.plain:
         return
-    fields = member.make()
+    fields = _for(member, member.make())
     stage = member.build()
     results = member.run({name: fields[name] for name in signature(stage).required if name in fields}, stage)
     assert all(value.isfinite().all() for value in results.values() if isinstance(value, Tensor))

@@ -361,13 +361,13 @@ def test_the_loop_goes_on_bit_for_bit():
     for _ in range(3):
         first.step()
     state, weights = first.state(), {name: value.clone() for name, value in first.policy.state_dict().items()}
-    assert state.tensors["sampler.right"].shape == (24,)
+    assert state.tensors["sampler.counts"].shape == (24, 2)
     second = make_loop()
     second.policy.load_state_dict(weights)
     second.load_state(state)
     assert [second.step().rollout.indices for _ in range(3)] == drawn[3:]
     assert torch.equal(second.policy.table, straight.policy.table)
-    assert torch.equal(second.sampler.right, straight.sampler.right)
+    assert torch.equal(second.sampler.counts, straight.sampler.counts)
 
 
 def test_a_checkpoint_of_more_data_is_refused():

@@ -168,7 +168,8 @@ class Appeal(nn.Module):
         """
         lists = columns_of(columns, len(prompts))
         found = score_one("reward of appeal", self.reward, prompts, samples, lists)
-        scores = found.scores[..., 0].cpu()
+        scores = found.scores[..., 0].cpu().clone()
+        accepted = (scores == 1).sum(-1)
         other = scores[(scores != 0) & (scores != 1) & ~scores.isnan()]
         if len(other):
             raise ScoreError(f"rewards.appeal: the cheap verifier must give 0 or 1; got {other[0].item():g}.")
@@ -184,7 +185,6 @@ class Appeal(nn.Module):
             overturned[p] += won
             if won and self.recover:
                 scores[p, g] = 1.0
-        accepted = (found.scores[..., 0].cpu() == 1).sum(-1)
         rate = self._blended(int(accepted.sum()), int(overturned.sum()))
         pairs: list[list[Any]] = [[None if value != value else value for value in row] for row in scores.tolist()]
         if found.outcomes is not None:

@@ -119,8 +119,7 @@ class Vade(Sampler):
         reading; the abstract gives their names and purpose only.
     """
 
-    right: Tensor
-    wrong: Tensor
+    counts: Tensor
     scale: Tensor
     most: Tensor
     density: Tensor
@@ -155,9 +154,8 @@ class Vade(Sampler):
         self.decay_global, self.decay_selected = decay_global, decay_selected
         self.gain, self.peak = _GAINS[gain]
         self.threshold, self.fractional, self.component, self.pool = threshold, fractional, component, pool
-        # evidence is scale * (right, wrong): decaying a million prompts is then one multiplication
-        self.register_buffer("right", torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("wrong", torch.zeros(0, dtype=torch.float64))
+        # evidence is scale * counts [N, 2], right and wrong: decaying a million prompts is then one multiplication
+        self.register_buffer("counts", torch.zeros(0, 2, dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         # what bounds and tunes the search: most evidence of any prompt, draws per unit of probability at the peak
         self.register_buffer("most", torch.zeros((), dtype=torch.float64))
@@ -168,12 +166,12 @@ class Vade(Sampler):
     @property
     def alpha(self) -> Float[Tensor, " N"]:
         """Counts of right samples, the prior's included."""
-        return self.alpha0 + self.scale * self.right
+        return self.alpha0 + self.scale * self.counts[:, 0]
 
     @property
     def beta(self) -> Float[Tensor, " N"]:
         """Counts of wrong samples, the prior's included."""
-        return self.beta0 + self.scale * self.wrong
+        return self.beta0 + self.scale * self.counts[:, 1]
 
     @property
     def mean(self) -> Float[Tensor, " N"]:
@@ -183,7 +181,7 @@ class Vade(Sampler):
     @property
     def evidence(self) -> Float[Tensor, " N"]:
         """Counts beyond the prior."""
-        return self.scale * (self.right + self.wrong)
+        return self.scale * self.counts.sum(-1)
 
     def prepare(self, size: int | None, seed: int) -> None:
         """Tell the sampler about the data; posteriors that are there stay.
@@ -203,9 +201,9 @@ class Vade(Sampler):
             )
         self.size = min(known) if (known := [n for n in (size, self.pool) if n is not None]) else None
         assert self.size is not None
-        if len(self.right) > self.size:
+        if len(self.counts) > self.size:
             raise DataError(
-                f"{_WHERE}: the state is of {len(self.right)} prompts, and the data has {self.size}. Prompts are known "
+                f"{_WHERE}: the state is of {len(self.counts)} prompts, and the data has {self.size}. Prompts are known "
                 "by their position: go on with the same data, or with more of it at the end."
             )
         self._grow(self.size)
@@ -216,7 +214,7 @@ class Vade(Sampler):
         Raises:
             DataError: there are fewer prompts than that.
         """
-        size = len(self.right)
+        size = len(self.counts)
         if count > size:
             raise DataError(
                 f"{_WHERE}: {count} prompts are wanted and there are {size}; each can be drawn once a step. Lower "
@@ -243,17 +241,17 @@ class Vade(Sampler):
             RecipeError: there is no component of that name.
         """
         where, right, total = self._count(indices, scores, score_names)
-        known = self.right.numpy()[where] * float(self.scale), self.wrong.numpy()[where] * float(self.scale)
+        counts = self.counts.numpy()
+        known = counts[where] * float(self.scale)
         self._fade()
         self._seen.clear()
         self._seen["effective_groups"] = float(np.count_nonzero((right > 0) & (right < total))) / max(len(scores), 1)
         if not len(where):
             return
-        mean = (self.alpha0 + known[0]) / (self.alpha0 + self.beta0 + known[0] + known[1])
-        kept, scale = self.decay_global * self.decay_selected, float(self.scale)
-        right_now, wrong_now = kept * known[0] + right, kept * known[1] + (total - right)
-        self.right.numpy()[where], self.wrong.numpy()[where] = right_now / scale, wrong_now / scale
-        evidence = right_now + wrong_now
+        mean = (self.alpha0 + known[:, 0]) / (self.alpha0 + self.beta0 + known.sum(-1))
+        now = self.decay_global * self.decay_selected * known + np.stack([right, total - right], -1)
+        counts[where] = now / float(self.scale)
+        evidence = now.sum(-1)
         self._seen["calibration_error"] = float(np.abs(mean - right / total).sum()) / len(where)
         self._seen["evidence"] = float(evidence.sum()) / len(where)
         self.most.fill_(max(float(self.most), float(evidence.max())))
@@ -263,9 +261,9 @@ class Vade(Sampler):
         return dict(self._seen)
 
     def _search(self, size: int, count: int, random: np.random.Generator) -> Drawn:
-        # a band into which six deviations more draws should fall than are wanted; its width and the most evidence are
+        # a band into which about five deviations more draws should fall than are wanted; its width and the most evidence are
         # rounded up, so that the ceiling is mostly at hand
-        aimed = count + 6 * math.sqrt(count) + 18
+        aimed = count + 5 * math.sqrt(count) + 10
         width = _rounded_up(aimed / (size * max(float(self.density), 1e-9)))
         if size > _FEW and width < 0.2:
             low, high = self.peak - width / 2, self.peak + width / 2
@@ -275,15 +273,14 @@ class Vade(Sampler):
         return draw_all(self._posterior, count, self.gain, self.peak, random)
 
     def _posterior(self, at: Any) -> tuple[np.ndarray, np.ndarray]:
-        scale = float(self.scale)
-        return self.alpha0 + scale * self.right.numpy()[at], self.beta0 + scale * self.wrong.numpy()[at]
+        known = self.counts.numpy()[at] * float(self.scale)
+        return self.alpha0 + known[:, 0], self.beta0 + known[:, 1]
 
     def _fade(self) -> None:
         self.scale.mul_(self.decay_global)
         self.most.mul_(self.decay_global)
         if float(self.scale) < _SMALLEST:
-            self.right.mul_(self.scale)
-            self.wrong.mul_(self.scale)
+            self.counts.mul_(self.scale)
             self.scale.fill_(1.0)
 
     def _count(
@@ -299,8 +296,10 @@ class Vade(Sampler):
                 f"There are: {', '.join(score_names)}."
             )
         where = np.asarray(indices, dtype=np.int64)
-        if len(outside := where[(where < 0) | (where >= len(self.right))]):
-            raise DataError(f"{_WHERE}: there is no prompt {outside[0]}; there are {len(self.right)}.")
+        size = self.counts.shape[0]
+        if len(where) and not 0 <= where.min() <= where.max() < size:
+            outside = where[(where < 0) | (where >= size)][0]
+            raise DataError(f"{_WHERE}: there is no prompt {outside}; there are {size}.")
         if len(set(indices)) < len(where):
             twice = next(index for place, index in enumerate(indices) if index in indices[:place])
             raise DataError(f"{_WHERE}: prompt {twice} was observed twice in a step; give each prompt one group.")
@@ -313,9 +312,7 @@ class Vade(Sampler):
         return where[measured], np.where(scored, right, 0.0).sum(-1)[measured], total[measured]
 
     def _grow(self, size: int) -> None:
-        for name in ("right", "wrong"):
-            counts: Tensor = getattr(self, name)
-            setattr(self, name, torch.cat([counts, counts.new_zeros(max(size - len(counts), 0))]))
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(max(size - len(self.counts), 0), 2)])
 
     def _load_from_state_dict(
         self,
@@ -328,12 +325,12 @@ class Vade(Sampler):
         error_msgs: list[str],
     ) -> None:
         """Take up a state of as many prompts as the data has or fewer; it may be loaded before the data is known."""
-        saved, size = state_dict.get(f"{prefix}right"), self.size
+        saved, size = state_dict.get(f"{prefix}counts"), self.size
         if saved is not None and size is not None and len(saved) > size:
             error_msgs.append(f"{_WHERE}: the state is of {len(saved)} prompts, and the data has {size}.")
             return
         if saved is not None:
-            self.right, self.wrong = (self.right.new_zeros(len(saved)) for _ in range(2))
+            self.counts = self.counts.new_zeros(len(saved), 2)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -8,10 +8,11 @@ SSL: Sweet Spot Learning for Differentiated Guidance in Agentic Optimization, 20
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from guerdon.errors import BindingError, RecipeError, ScoreError, check_shapes
@@ -100,7 +101,7 @@ def sweet_spot(
     return (alpha * tier).masked_fill(scores.isnan(), torch.nan)
 
 
-def zone_of(closeness: Float[Tensor, ...], zones: int, top: Top = "exclusive") -> Int[Tensor, ...]:
+def zone_of(closeness: Tensor, zones: int, top: Top = "exclusive") -> Tensor:
     """The zone of a closeness: floor(K S) from 0 to K, or to K - 1 with top `inclusive`.
 
     Example:
@@ -133,7 +134,7 @@ def tier_values(
     if not amplification > 0:
         raise RecipeError(f"{_WHERE}.amplification: must be above 0; got {amplification}.")
     values = [(z / last) ** amplification for z in range(last + 1)] if tiers is None else list(tiers)
-    rising = all(low < high for low, high in zip(values, values[1:], strict=False))
+    rising = all(low < high for low, high in pairwise(values))
     if len(values) != last + 1 or not rising or values[0] != 0 or values[-1] != 1:
         raise RecipeError(f"{_WHERE}.tiers: must be {last + 1} numbers rising from 0 to 1; got {values}.")
     return values

@@ -87,7 +87,8 @@ def evaluate(
             metrics[f"eval/{mode}/{name}"] = found.scores[..., k].nanmean().item()
         for k, name in enumerate(signal.watch):
             metrics[f"eval/{mode}/{name}"] = found.extras["watched"][..., k].nanmean().item()
-        metrics[f"eval/{mode}/length"] = found.mask.sum(-1).float().mean().item()
+        # a reward of that name keeps it
+        metrics.setdefault(f"eval/{mode}/length", found.mask.sum(-1).float().mean().item())
     return Evaluation(metrics, rollouts)
 
 
