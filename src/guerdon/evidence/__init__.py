@@ -14,7 +14,9 @@ MEMBERS = {
     "arena-rl": "arena_rl",
     "copo": "copo",
     "grpo-family": "grpo_family",
+    "noisy-verifier": "noisy_verifier",
     "real": "real",
+    "sweet-spot": "sweet_spot",
     "vade": "vade",
 }  # slug -> module of this package
 

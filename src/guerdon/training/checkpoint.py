@@ -13,17 +13,17 @@ import os
 import random
 import re
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from guerdon.errors import CheckpointError
@@ -36,14 +36,20 @@ class LoopState(NamedTuple):
     facts: dict[str, Any]
 
 
+def sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over processes; the module of such tensors is slow to import, so it is not, to ask."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded over processes, in one piece on each; all processes must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast(Any, tensor).full_tensor() if sharded(tensor) else tensor
 
 
 def weights(policy: nn.Module) -> dict[str, Tensor] | None:
     """The state of a sharded policy with whole tensors on the CPU; None for one that is not sharded."""
-    if not any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
+    if not any(sharded(parameter) for parameter in policy.parameters()):
         return None
     return {name: whole(value.detach()).cpu() for name, value in policy.state_dict().items()}
 
@@ -88,9 +94,12 @@ def restore(
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, sharded as the parameter it belongs to."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+    if not sharded(parameter) or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    like = cast(Any, parameter)
+    return distribute_tensor(value.to(parameter.device), like.device_mesh, like.placements)
 
 
 def write(run: Path, step: int, state: LoopState, save_policy: Callable[[Path], None], keep: int) -> Path:
