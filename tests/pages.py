@@ -51,5 +51,5 @@ def own_pages() -> list[Path]:
     """The pages whose Python blocks are complete programs; the ones of single methods show excerpts."""
     docs = ROOT / "docs"
     named = ["index.md", "quickstart.md", "methods/grpo-family.md", "methods/index.md", "recipes.md", "evidence.md"]
-    folders = [*docs.glob("concepts/*.md"), *docs.glob("guides/*.md")]
+    folders = [*docs.glob("concepts/*.md"), *docs.glob("guides/*.md"), *docs.glob("howto/*.md")]
     return [ROOT / "README.md", *(docs / name for name in named), *sorted(folders)]

@@ -16,7 +16,8 @@ from guerdon.recipes.yaml12 import loads
 from tests.pages import ROOT, Command, blocks, commands, own_pages
 
 README = ROOT / "README.md"
-PAGES = sorted({README, ROOT / "docs" / "methods" / "copo.md", ROOT / "docs" / "methods" / "real.md", *own_pages()})
+METHODS = [ROOT / "docs" / "methods" / f"{slug}.md" for slug in ("copo", "noisy-verifier", "real", "sweet-spot")]
+PAGES = sorted({README, *METHODS, *own_pages()})
 COMMANDS_SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 
 

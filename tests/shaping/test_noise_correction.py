@@ -214,10 +214,21 @@ def test_no_warning_without_a_correction_or_a_signal():
     assert math.isnan(constant.metrics()["shaping_right_0/audit_cosine"])
 
 
-def test_a_correction_beside_another_component_is_not_cancelled():
-    signal = Signal(rewards={"other": other, "right": verdict}, shaping={"right": [stage("backward")]}, advantage=grpo)
-    signal(rollout())
+def test_a_correction_beside_another_component_sees_its_own_scores_and_is_not_cancelled():
+    correction = stage("backward", scale="ema")
+    signal = Signal(rewards={"other": other, "right": verdict}, shaping={"right": [correction]}, advantage=grpo)
+    found = signal(rollout())  # the other component's scores are no verdicts, and would be refused
     assert signal.metrics()["shaping_right_0/audit_mean"] > 0.01
+    signal.observe(found.available())
+    expected = leave_one_out(backward_reward(SCORES, 0.1, 0.4)).square().mean().sqrt()
+    assert correction.running_scale.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_correction_of_all_components_observes_each():
+    correction = stage("forward", baseline="ema")
+    signal = Signal(rewards={"one": verdict, "two": verdict}, shaping={"*": [correction]}, advantage=reinforce)
+    signal.observe(signal(rollout()).available())
+    assert correction.observed.item() == 2
 
 
 # ---------------------------------------------------------------- the stages
