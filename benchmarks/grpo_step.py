@@ -94,7 +94,7 @@ class Book:
             "phases_cpu_s": self.phases.per(self.work.steps),
             **self.marks,
             "rss_peak_mib": common.memory_mib("VmHWM"),
-            "reward_first": self.rewards[0],
+            "rewards": [round(reward, 4) for reward in self.rewards],
             "reward_last": sum(self.rewards[-3:]) / 3,
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guerdon.errors import DataError, RecipeError, ScoreError
+from guerdon.errors import RecipeError, ScoreError
 from guerdon.rewards import exact_answer, noisy
 from guerdon.rewards.noise import flip
 
@@ -94,9 +94,9 @@ def test_rates_of_prompts():
     stage = noisy(reward="exact_answer", false_negative_rate="trouble")
     found = stage(["a", "b"], [["a"] * 50, ["b"] * 50], answer=["a", "b"], trouble=[0.0, 1.0])
     assert found.flipped.tolist() == [0, 50]
-    with pytest.raises(DataError, match=r"the data has no column 'trouble'. It has: answer"):
+    with pytest.raises(ScoreError, match=r"the data has no column 'trouble'. It has: answer"):
         stage(["a"], [["a"]], answer=["a"])
-    with pytest.raises(DataError, match="column 'trouble' must hold numbers from 0 to 1"):
+    with pytest.raises(ScoreError, match="column 'trouble' must hold numbers from 0 to 1"):
         stage(["a"], [["a"]], answer=["a"], trouble=[2.0])
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from guerdon.errors import DataError, RecipeError, ScoreError
+from guerdon.errors import RecipeError, ScoreError
 from guerdon.rewards.judges.base import resolve
 from guerdon.rewards.nested import columns_of, draw, score_one
 from guerdon.stages import call
@@ -117,8 +117,8 @@ class Noisy(nn.Module):
             Scores with errors, and how many are wrong.
 
         Raises:
-            ScoreError: the verifier gave a score that is neither 0 nor 1, or no answers where `key` needs them.
-            DataError: a rate's column is not there or holds something else.
+            ScoreError: the verifier gave a score that is neither 0 nor 1, or no answers where `key` needs them; or a
+                rate's column is not there, or holds something else.
         """
         lists = columns_of(columns, len(prompts))
         found = score_one("reward of noisy", self.reward, prompts, samples, lists)
@@ -155,10 +155,12 @@ class Noisy(nn.Module):
         if not isinstance(rate, str):
             return rate
         if rate not in columns:
-            raise DataError(f"rewards.noisy.{name}: the data has no column {rate!r}. It has: {', '.join(columns)}.")
+            raise ScoreError(f"rewards.noisy.{name}: the data has no column {rate!r}. It has: {', '.join(columns)}.")
         values = columns[rate]
         if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in values):
-            raise DataError(f"rewards.noisy.{name}: column {rate!r} must hold numbers from 0 to 1; got {values!r:.80}.")
+            raise ScoreError(
+                f"rewards.noisy.{name}: column {rate!r} must hold numbers from 0 to 1; got {values!r:.80}."
+            )
         return torch.tensor(values, dtype=torch.float64).unsqueeze(-1)
 
     def observe(self, **fields: Any) -> None:
