@@ -56,8 +56,13 @@ def test_the_estimate():
 
 
 def test_the_number_of_false_negatives_is_right_on_average():
-    found = [int(run(make(appeal_probability=0.25, seed=seed)).overturned.sum()) / 0.25 for seed in range(3000)]
-    assert statistics.fmean(found) == pytest.approx(2, abs=0.15)
+    group = ["A"] * 300 + ["b"] * 100  # 300 right ones are rejected
+    found = [
+        int(make(appeal_probability=0.25, seed=seed)(["p"], [group], answer=["a"]).overturned) / 0.25
+        for seed in range(20)
+    ]
+    assert statistics.fmean(found) == pytest.approx(300, abs=25)  # standard error 6.7
+    assert statistics.stdev(found) == pytest.approx(30, abs=15)
 
 
 def test_the_running_rate_forgets_its_start_geometrically():
