@@ -1,6 +1,6 @@
 """Run every benchmark, ours and the peers' in turn, and write the table of docs/benchmarks.md.
 
-    python benchmarks/run.py                      everything, three rounds: about a quarter of an hour on one core
+    python benchmarks/run.py                      everything, three rounds: about half an hour of one core
     python benchmarks/run.py --only short-64 kl   some of it; the rest of the table stays
     python benchmarks/run.py --table              the table from benchmarks/results once more, nothing is run
 
@@ -74,10 +74,12 @@ def run_case(name: str, rounds: int, peers: Path) -> None:
     case = CASES[name]
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in case.sides}
     for number in range(case.rounds or rounds):
+        # a seed for every round: what is learnt depends on it, the work does not
+        seed = "" if case.script == "imports.py" else f"--seed {number}"
         for side, own in case.sides.items():
             python = peers if side in PEERS else Path(sys.executable)
             start = time.perf_counter()
-            found[side].append(run_once(python, case.script, f"{case.settings} {own}"))
+            found[side].append(run_once(python, case.script, f"{case.settings} {own} {seed}"))
             print(f"{name:>12}  round {number + 1}  {side:<16} {time.perf_counter() - start:6.1f} s", flush=True)
     record = {"machine": common.machine(), "date": time.strftime("%Y-%m-%d"), "sides": found}
     RESULTS.mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -65,9 +65,9 @@ def sections(results: dict[str, Any]) -> list[Section]:
 
 
 def _check_same_start(name: str, pair: dict[str, Any]) -> None:
-    starts = {side: runs[0]["model"] for side, runs in pair.items()}
-    if len({tuple(start.values()) for start in starts.values()}) != 1:
-        raise ValueError(f"{name}: the two sides did not start from the same weights: {starts}")
+    ours, theirs = (_of(pair[side], "model") for side in ("guerdon", "trl"))
+    if ours != theirs:
+        raise ValueError(f"{name}: the two sides did not start from the same weights: {ours}, {theirs}")
 
 
 def _step_section(steps: dict[str, Any]) -> Section:
@@ -77,7 +77,7 @@ def _step_section(steps: dict[str, Any]) -> Section:
         middle = {side: median(_of(runs, "step", "cpu_s", "median")) for side, runs in pair.items()}
         least = {side: min(_of(runs, "step", "cpu_s", "least")) for side, runs in pair.items()}
         ratio = middle["guerdon"] / middle["trl"]
-        learned = " / ".join(f"{median(_of(pair[side], 'reward_last')):.3f}" for side in ("guerdon", "trl"))
+        learned = " / ".join(f"{fmean(_of(pair[side], 'reward_last')):.2f}" for side in ("guerdon", "trl"))
         rows.append(
             (
                 TITLES[name],
@@ -92,7 +92,7 @@ def _step_section(steps: dict[str, Any]) -> Section:
     return Section(
         "One GRPO step",
         "CPU seconds a step, the median of all runs' medians and in brackets the least step of all. A step is a batch "
-        "of samples with all its passes. Final reward: mean of the last three steps, guerdon / TRL.",
+        "of samples with all its passes. Final reward: mean of the last three steps over the runs' seeds, guerdon / TRL.",
         ("work", "guerdon", "TRL", "ratio", "guerdon tokens / CPU s", "final reward", "target"),
         rows,
     )
@@ -155,7 +155,7 @@ def _records_section(sides: dict[str, Any]) -> Section:
         f"{1000 * written:.2f}",
         f"{share:.1%}",
         f"{step:.3f} / {without:.3f}",
-        _verdict(share, RECORDS_TARGET),
+        _verdict(100 * share, 100 * RECORDS_TARGET, " %"),
     )
     return Section(
         "Ledger and logging",
