@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from guerdon.cli.main import main
+from guerdon.errors import GuerdonError
 from guerdon.report import read_run
 from guerdon.training import checkpoint
+from guerdon.training.run import resume
 from tests.models import settings
 
 
@@ -163,6 +165,35 @@ def test_a_name_that_is_taken_is_not_overwritten(workplace, capsys):
     assert train(workplace, steps=1) == 2
     assert "holds a run already" in error(capsys)
     assert (workplace / "runs/run/metrics.jsonl").read_text() == before
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(workplace, capsys):
+    folder = workplace / "runs/run"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("all of it")
+    for extra in (None, "recipe.yaml"):
+        if extra:
+            (folder / extra).write_text("steps: 3")
+        assert train(workplace, steps=1) == 2
+        assert "is no run of guerdon's" in error(capsys)
+        assert (folder / "thesis.txt").read_text() == "all of it"
+
+
+def test_a_run_that_failed_before_its_first_figure_gives_its_name_back(workplace, capsys):
+    folder = workplace / "runs/run"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("steps: 3")
+    (folder / "status.json").write_text("{}")
+    assert train(workplace, steps=1) == 0
+
+
+def test_a_wrong_override_leaves_a_runs_recipe_as_it_was(workplace):
+    assert train(workplace, steps=1) == 0
+    recipe = workplace / "runs/run/recipe.yaml"
+    before = recipe.read_text()
+    with pytest.raises(GuerdonError, match=r"nowhere.jsonl"):
+        resume(recipe.parent, ["--data", "nowhere.jsonl"])
+    assert recipe.read_text() == before
 
 
 def test_what_is_no_run_cannot_be_resumed(workplace, capsys):

@@ -44,9 +44,10 @@ def test_fewer_held_out_rows_are_the_first_of_more(task):
 
 
 def test_rows_have_the_same_columns(task):
-    columns = {frozenset(row) for row in [*task.train_rows(0)[:50], *task.held_out_rows(50)]}
+    columns = {frozenset(row) for row in task.train_rows(0)[:50]}
     assert len(columns) == 1
-    assert {frozenset(row) for row in task.demonstrations(0)[:50]} == {columns.pop() | {"completion"}}
+    complete = [*task.demonstrations(0)[:50], *task.held_out_rows(50)]
+    assert {frozenset(row) for row in complete} == {columns.pop() | {"completion"}}
 
 
 def test_tokenizer_covers_prompts_and_completions(task):
@@ -77,8 +78,8 @@ def test_first_rows_are_written_out():
         {"prompt": "04806=", "answer": "00468", "length": 5},
     ]
     assert sort.held_out_rows(2) == [
-        {"prompt": "116=", "answer": "116", "length": 3},
-        {"prompt": "8997373=", "answer": "3377899", "length": 7},
+        {"prompt": "116=", "answer": "116", "length": 3, "completion": "116$"},
+        {"prompt": "8997373=", "answer": "3377899", "length": 7, "completion": "3377899$"},
     ]
     assert sort.demonstrations(0)[0] == {"prompt": "71936=", "answer": "13679", "length": 5, "completion": "13679$"}
 

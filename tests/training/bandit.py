@@ -69,11 +69,12 @@ class BanditPolicy(nn.Module):
         ended = (arms == 0).cumsum(-1)
         mask = (ended - (arms == 0).long()) == 0
         steps = {"state": states, "arms": arms}
-        logp = self(steps, mask).logp
+        found = self(steps, mask)
         samples = [
             [row[live].tolist() for row, live in zip(*pair, strict=True)] for pair in zip(arms, mask, strict=True)
         ]
-        return Rollout(list(prompts), samples, mask, logp, steps, extras={"truncated": ~(ended > 0).any(-1)})
+        extras = {"truncated": ~(ended > 0).any(-1)}
+        return Rollout(list(prompts), samples, mask, found.logp, steps, values=found.values, extras=extras)
 
     def keep_reference(self) -> None:
         self.reference = self.table.detach().clone()

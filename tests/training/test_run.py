@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 
 import pytest
 import torch
@@ -12,24 +11,7 @@ import torch
 from guerdon.cli.main import main
 from guerdon.report import read_run
 from guerdon.training import checkpoint
-from tests.models import REWARDS, problems, saved_model, settings
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return saved_model(tmp_path_factory.mktemp("saved") / "model")
-
-
-@pytest.fixture
-def workplace(tmp_path, saved, monkeypatch):
-    (tmp_path / "model").symlink_to(saved)
-    problems(tmp_path / "problems.jsonl")
-    (tmp_path / "myrewards.py").write_text(REWARDS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("myrewards", None)
-    yield tmp_path
-    sys.modules.pop("myrewards", None)
+from tests.models import saved_model, settings
 
 
 def train(workplace, recipe="rlvr", **changes):
@@ -230,3 +212,9 @@ def test_runs_are_compared_on_one_page(workplace):
     text = (workplace / "both.html").read_text()
     assert "seed-0" in text
     assert "seed-1" in text
+
+
+def test_the_bundled_tasks_demonstrations_are_evaluated_too(tmp_path):
+    words = ["--policy.model", "sort", "--data", "sort", "--steps", "2", "--evaluation.size", "8"]
+    assert main(["train", "sft", *words, "--run.directory", str(tmp_path), "--run.name", "run"]) == 0
+    assert metrics(tmp_path / "run")[-1]["eval/loss"] > 0

@@ -87,7 +87,7 @@ class Run:
     keep: int = _set(2, "newest checkpoints to keep", at_least=1)
     samples_every: int = _set(10, "steps between written training samples; 0 = never", at_least=0)
     trackers: list[str] = _set(list, "experiment trackers of accelerate, such as tensorboard")
-    mixed_precision: Literal["no", "fp16", "bf16"] = _set("no", "precision of forward and backward passes")
+    mixed_precision: Literal["no", "bf16"] = _set("no", "precision of forward and backward passes")
 
 
 @dataclass

@@ -53,11 +53,13 @@ def evaluate(
         module: what accelerate wrapped the policy into, if anything.
 
     Returns:
-        The same metrics on every process.
+        The same metrics on every process; nothing where there are no rows.
 
     Raises:
         ScoreError: a reward failed and the signal says `stop`.
     """
+    if not len(rows):
+        return Evaluation({}, {})
     modes = ([("greedy", 1)] if greedy else []) + ([("sampled", samples)] if samples else [])
     metrics: dict[str, float] = {}
     rollouts: dict[str, Rollout] = {}

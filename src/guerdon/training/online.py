@@ -128,7 +128,7 @@ class Online:
 
         Raises:
             ScoreError: a reward failed and the signal says `stop`.
-            NumericsError: the loss or its gradient is not finite; the policy is left as it was.
+            NumericsError: the loss or its gradient is not finite; that update is not made, earlier ones of the step are.
         """
         clock = _Clock()
         rollout, everything, draws = self._gather_groups(clock)
@@ -214,18 +214,15 @@ class Online:
 
     @torch.no_grad()
     def _rescore(self, rollout: Rollout) -> Rollout:
-        """Add what stages ask for and sampling did not give: reference, critic, recomputed log-probabilities."""
+        """Add what stages ask for and sampling did not give: the reference, recomputed log-probabilities."""
         produced: dict[str, Tensor] = {}
         chunks = list(self._micro_batches(rollout))
         if self.needs_reference:
             found = [self.policy.reference_log_prob(chunk, module=self.module) for chunk in chunks]
             produced["logp_ref"] = _cat(found, rollout)
-        if self.has_critic or (self.old_logp == "recompute" and not self._on_policy):
+        if self.old_logp == "recompute" and not self._on_policy:
             scored = [self.policy.log_prob(chunk, module=self.module) for chunk in chunks]
-            if self.has_critic:
-                produced["values"] = _cat([s.values for s in scored], rollout)
-            if self.old_logp == "recompute":
-                produced["logp_old"] = _cat([s.logp for s in scored], rollout)
+            produced["logp_old"] = _cat([s.logp for s in scored], rollout)
         return rollout.update(produced)
 
     @property
@@ -281,7 +278,7 @@ class Online:
             self.optimizer.zero_grad()
             raise NumericsError(
                 f"step {self.steps_done + 1}: loss {total.item() / max(count.item(), 1):g}, gradient norm {norm.item():g}. "
-                "The policy was not changed. Lower the learning rate, clip log-ratios, or look at the step's rewards."
+                "This update was not made. Lower the learning rate, clip log-ratios, or look at the step's rewards."
             )
         self.optimizer.step()
         record.number("lr", self.optimizer.param_groups[0]["lr"])

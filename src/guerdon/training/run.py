@@ -8,7 +8,7 @@ import shutil
 import signal as signals
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,17 @@ from guerdon.training.supervised import Supervised
 # below this many weights a second thread costs more than it brings, above all on a busy machine
 _SMALL = 5_000_000
 
+# all that a run can have written before its first figure
+_OF_A_FAILED_RUN = {
+    "recipe.yaml",
+    "recipe.yaml.draft",
+    "status.json",
+    "environment.json",
+    "supervised.jsonl",
+    "base",
+    "base.draft",
+}
+
 # a domain gives the runner its policy and its rows; the loops never see it
 DOMAINS = {"language": "guerdon.language.domain"}
 
@@ -57,14 +68,13 @@ def train(recipe: Recipe, name: str | None = None) -> Path:
     if accelerator.num_processes > 1:
         broadcast_object_list(chosen)
     run = Path(chosen[0])
-    if (run / "metrics.jsonl").exists() or checkpoint.list_steps(run):
-        raise RecipeError(f"run.name: {run} holds a run already. Choose another name, or: guerdon resume {run}")
+    _check_free(run)
     runner = _Runner(recipe, run, accelerator)
     runner.build()  # what a recipe can get wrong is found before anything is written
     if accelerator.is_main_process:
         try:
             if run.exists():
-                shutil.rmtree(run)  # what failed before its first figure
+                shutil.rmtree(run)  # what `_check_free` found to be a run that failed before its first figure
             run.mkdir(parents=True)
             (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         except OSError as error:
@@ -92,11 +102,28 @@ def resume(run: Path | str, overrides: Iterable[str] = (), from_step: int | None
         raise CheckpointError(f"{run} is no run directory: it has no recipe.yaml.")
     recipe = load_recipe(run / "recipe.yaml", overrides)
     accelerator = _accelerator(recipe)
-    if accelerator.is_main_process:
-        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     runner = _Runner(recipe, run, accelerator, resumed=True, from_step=from_step)
-    runner.build()
+    runner.build()  # what an override can get wrong is found before the recipe is written over
+    if accelerator.is_main_process:
+        draft = run / "recipe.yaml.draft"
+        draft.write_text(dump(recipe), encoding="utf-8")
+        draft.replace(run / "recipe.yaml")
     return runner.execute()
+
+
+def _check_free(run: Path) -> None:
+    """A new run takes no folder but an empty one, or that of a run which failed before its first figure.
+
+    Raises:
+        RecipeError: the folder holds a run, or files that no run wrote.
+    """
+    if not run.exists():
+        return
+    if (run / "metrics.jsonl").exists() or checkpoint.list_steps(run):
+        raise RecipeError(f"run.name: {run} holds a run already. Choose another name, or: guerdon resume {run}")
+    found = {path.name for path in run.iterdir()} if run.is_dir() else {run.name}
+    if found and not ("recipe.yaml" in found and found <= _OF_A_FAILED_RUN):
+        raise RecipeError(f"run.name: {run} is there already and is no run of guerdon's. Choose another name.")
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -254,34 +281,26 @@ class _Runner:
         )
         if state is not None:
             loop.load_state(state)
-        self._start_trackers()
-        self.step = loop.steps_done
-        if self.step == 0:
-            self._evaluate(loop, data.held_out, "before")
-        with Display("train", recipe.steps, loop.steps_done, enabled=self.main) as display:
-            while loop.steps_done < recipe.steps:
-                result = loop.step()
-                self.step = result.step
-                last = self.step == recipe.steps
-                every = recipe.evaluation.every
-                if (every and self.step % every == 0) or last:
-                    found = self._evaluate(loop, data.held_out, "after" if last else "")
-                    result.metrics.update(found)
-                display.update(self.step, result.metrics)
-                often = recipe.run.samples_every
-                self.records.step(result, self.elapsed, samples=bool(often) and self.step % often == 0)
-                self.accelerator.log(result.metrics, step=self.step)
-                reached = _reached(recipe.stop_at, result.metrics)
-                stop = interrupt.agreed(self.accelerator)
-                if last or reached or stop or self._checkpoint_due():
-                    self._checkpoint(loop, policy)
-                if reached and not last:
-                    self._evaluate(loop, data.held_out, "after")
-                    return "finished", reached
-                if stop and not last:
-                    display.say(f"stopped after step {self.step}; go on with: guerdon resume {self.run}")
-                    return "stopped", "interrupted"
-        return "finished", ""
+        if loop.steps_done == 0:
+            before = self._evaluate(loop, data.held_out)
+            self.records.metrics(0, self.elapsed, before.metrics)
+            self._keep_samples(loop, before, "before")
+
+        def step() -> dict[str, float]:
+            result = loop.step()
+            self.step = result.step
+            evaluation = self._evaluate(loop, data.held_out) if self._evaluation_due() else None
+            result.metrics.update(evaluation.metrics if evaluation else {})
+            if self.step == recipe.steps or _reached(recipe.stop_at, result.metrics):
+                if evaluation is None:
+                    evaluation = self._evaluate(loop, data.held_out)
+                    result.metrics.update(evaluation.metrics)
+                self._keep_samples(loop, evaluation, "after")
+            often = recipe.run.samples_every
+            self.records.step(result, self.elapsed, samples=bool(often) and self.step % often == 0)
+            return result.metrics
+
+        return self._steps(loop, policy, step, interrupt)
 
     def _supervised(self, interrupt: _Interrupt) -> tuple[str, str]:
         recipe = self.recipe
@@ -299,21 +318,41 @@ class _Runner:
         )
         if state is not None:
             loop.load_state(state)
-        self._start_trackers()
+
+        def step() -> dict[str, float]:
+            metrics = loop.step()
+            self.step = loop.steps_done
+            if self._evaluation_due():
+                metrics["eval/loss"] = loop.evaluate(data.held_out)
+            self.records.metrics(self.step, self.elapsed, metrics)
+            return metrics
+
+        return self._steps(loop, policy, step, interrupt)
+
+    def _steps(
+        self,
+        loop: Online | Supervised,
+        policy: Any,
+        step: Callable[[], dict[str, float]],
+        interrupt: _Interrupt,
+    ) -> tuple[str, str]:
+        """Step to the end, a target or a stop; gives the run's state and the reason for it."""
+        recipe = self.recipe
+        if recipe.run.trackers:
+            self.accelerator.init_trackers(self.run.name, config={"recipe": dump(recipe)})
         self.step = loop.steps_done
-        with Display("train", recipe.steps, loop.steps_done, enabled=self.main) as display:
-            while loop.steps_done < recipe.steps:
-                metrics = loop.step()
-                self.step = loop.steps_done
-                last = self.step == recipe.steps
-                if (recipe.evaluation.every and self.step % recipe.evaluation.every == 0) or last:
-                    metrics["eval/loss"] = loop.evaluate(data.held_out)
+        with Display("train", recipe.steps, self.step, enabled=self.main) as display:
+            while self.step < recipe.steps:
+                metrics = step()
                 display.update(self.step, metrics)
-                self.records.metrics(self.step, self.elapsed, metrics)
                 self.accelerator.log(metrics, step=self.step)
+                last = self.step == recipe.steps
+                reached = _reached(recipe.stop_at, metrics)
                 stop = interrupt.agreed(self.accelerator)
-                if last or stop or self._checkpoint_due():
+                if last or reached or stop or self._due(recipe.run.checkpoint_every):
                     self._checkpoint(loop, policy)
+                if reached:
+                    return "finished", reached
                 if stop and not last:
                     display.say(f"stopped after step {self.step}; go on with: guerdon resume {self.run}")
                     return "stopped", "interrupted"
@@ -321,11 +360,15 @@ class _Runner:
 
     # -- what happens between steps ------------------------------------------------------------------------------
 
-    def _evaluate(self, loop: Online, rows: Any, phase: str) -> dict[str, float]:
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def _evaluation_due(self) -> bool:
+        return self.step == self.recipe.steps or self._due(self.recipe.evaluation.every)
+
+    def _evaluate(self, loop: Online, rows: Any) -> Evaluation:
         settings = self.recipe.evaluation
-        if not len(rows):
-            return {}
-        found: Evaluation = evaluate(
+        return evaluate(
             loop.policy,
             rows,
             loop.signal,
@@ -335,20 +378,10 @@ class _Runner:
             accelerator=self.accelerator,
             module=loop.module,
         )
-        if phase == "before":
-            self.records.metrics(0, self.elapsed, found.metrics)
-        if phase:
-            for mode, rollout in found.rollouts.items():
-                self.records.samples(self.step, phase, mode, loop.signal.weigh(rollout.select(slice(0, 16))))
-        return found.metrics
 
-    def _start_trackers(self) -> None:
-        if self.recipe.run.trackers:
-            self.accelerator.init_trackers(self.run.name, config={"recipe": dump(self.recipe)})
-
-    def _checkpoint_due(self) -> bool:
-        every = self.recipe.run.checkpoint_every
-        return bool(every) and self.step % every == 0
+    def _keep_samples(self, loop: Online, evaluation: Evaluation, phase: str) -> None:
+        for mode, rollout in evaluation.rollouts.items():
+            self.records.samples(self.step, phase, mode, loop.signal.weigh(rollout.select(slice(0, 16))))
 
     def _checkpoint(self, loop: Online | Supervised, policy: Any) -> None:
         state, weights = loop.state(), checkpoint.weights(policy)  # on every process: each may hold a part

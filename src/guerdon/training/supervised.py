@@ -89,7 +89,7 @@ class Supervised:
             self.optimizer.zero_grad()
             raise NumericsError(
                 f"supervised step {self.steps_done + 1}: loss {total.item():g}, gradient norm {norm.item():g}. "
-                "The policy was not changed. Lower the learning rate."
+                "This update was not made. Lower the learning rate."
             )
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()

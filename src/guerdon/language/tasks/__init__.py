@@ -32,7 +32,7 @@ class Task:
         model: makes the untrained model; the same seed gives the same weights.
         train_rows: seed -> training rows, a pure function of (seed, position). Each row has `prompt` and the columns
             that the rewards name.
-        held_out_rows: count -> that many fixed rows, none of which can occur in training.
+        held_out_rows: count -> that many fixed rows with `completion` too, none of which can occur in training.
         demonstrations: seed -> rows with `prompt` and `completion`, for a supervised warm start.
     """
 

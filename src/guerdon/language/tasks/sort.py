@@ -83,6 +83,10 @@ def _row(digits: str) -> Row:
     return {"prompt": digits + "=", "answer": "".join(sorted(digits)), "length": len(digits)}
 
 
+def _demonstrate(row: Row) -> Row:
+    return {**row, "completion": row["answer"] + EOS}
+
+
 class Stream(Sequence[Row]):
     """Endless rows without state: row i depends on the stream's seed and i alone.
 
@@ -112,7 +116,7 @@ class Stream(Sequence[Row]):
             raise IndexError(f"row {index} of an endless stream: rows are numbered from 0.")
         kind = "demonstrations" if self.completion else "train"
         row = _row(_draw(kind, self.seed, int(index), held_out=False))
-        return {**row, "completion": row["answer"] + EOS} if self.completion else row
+        return _demonstrate(row) if self.completion else row
 
 
 def train_rows(seed: int) -> Stream:
@@ -126,7 +130,9 @@ def demonstrations(seed: int) -> Stream:
 
 
 def held_out_rows(count: int) -> list[Row]:
-    """Fixed rows, all different, whose digit strings no training stream can hold. Fewer rows are the first of more.
+    """Fixed rows, all different, with `completion`, whose digit strings no training stream can hold.
+
+    Fewer rows are the first of more.
 
     Args:
         count: how many.
@@ -135,7 +141,7 @@ def held_out_rows(count: int) -> list[Row]:
     position = 0
     while len(rows) < count:
         digits = _draw("held out", position, held_out=True)
-        rows.setdefault(digits, _row(digits))
+        rows.setdefault(digits, _demonstrate(_row(digits)))
         position += 1
     return list(rows.values())
 
