@@ -15,6 +15,7 @@ STAGES = {"sampling", "rewards", "shaping", "weighting", "advantages", "objectiv
 BASE = {"errors", "rollout", "stages", "typed", "members", "components"}
 ALLOWED = {
     **{stage: {"errors", "rollout", "stages"} for stage in STAGES},
+    "cache": set(),
     "errors": set(),
     "rollout": {"errors"},
     "stages": {"errors"},
@@ -25,17 +26,21 @@ ALLOWED = {
     "ledger": {"errors", "rollout", "sampling"},
     "signal": {"errors", "rollout", "stages", "rewards"},
     "recipes": {"errors", "components", "members", "typed"},
-    "language": {"errors", "rollout", "stages"},
+    "language": {"errors", "rollout", "stages", "objectives"},
+    "diffusion": {"errors", "rollout", "stages", "objectives", "metrics", "cache"},
     "report": {"errors", "recipes"},
     "training": {*BASE, "signal", "ledger", "recipes", "rewards", "sampling", "objectives", "language"},
-    "evidence": {*BASE, *STAGES, "signal", "ledger", "training", "language"},
+    "evidence": {*BASE, *STAGES, "cache", "signal", "ledger", "training", "language", "diffusion"},
 }
 # plain helpers that stages share, and judges that are language models
 EXCEPTIONS = {
     ("rewards/kl_penalty.py", "objectives"),
-    ("rewards/tournament.py", "components"),
-    *((f"rewards/judges/{name}.py", "components") for name in ("base", "pointwise", "local", "pairwise")),
+    ("rewards/judges/base.py", "components"),
     ("rewards/judges/local.py", "language"),
+    # a bundled base is what the supervised loop makes of its recipe
+    ("diffusion/bases.py", "training"),
+    # a data file is read in the same way whatever its rows are for
+    ("diffusion/domain.py", "language"),
 }
 
 
@@ -88,6 +93,7 @@ def test_a_loop_knows_no_domain():
         ("guerdon.language.data", ["torch", "pyarrow", "datasets"]),
         ("guerdon.signal", ["transformers", "accelerate", "peft"]),
         ("guerdon.language.policy", ["transformers", "accelerate", "peft"]),
+        ("guerdon.diffusion.policy", ["diffusers", "transformers", "accelerate", "peft", "PIL"]),
         ("guerdon.training.online", ["transformers", "peft", "plotly", "datasets"]),
     ],
 )

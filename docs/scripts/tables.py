@@ -44,12 +44,14 @@ def settings() -> str:
 
 
 def _kind(path: str) -> str:
-    owner: type = Recipe
+    owners: list[type] = [Recipe]
     *parents, name = path.split(".")
     for parent in parents:
-        wanted = hints(owner)[parent]
-        owner = next(kind for kind in (wanted, *getattr(wanted, "__args__", ())) if is_dataclass(kind))
-    metadata = next(f.metadata for f in owner.__dataclass_fields__.values() if f.name == name)
+        wanted = [hints(owner)[parent] for owner in owners if parent in hints(owner)]
+        owners = [kind for w in wanted for kind in (w, *getattr(w, "__args__", ())) if is_dataclass(kind)]
+    # where `kind` chooses between several sections, the first that has the setting
+    owner = next(owner for owner in owners if name in owner.__dataclass_fields__)
+    metadata = owner.__dataclass_fields__[name].metadata
     if "component" in metadata:
         return f"a component of [{metadata['component']}](#{metadata['component']})"
     if "components" in metadata:

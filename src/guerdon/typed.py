@@ -46,7 +46,8 @@ def describe(wanted: Any) -> str:
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
+        tags = _kinds(args)
+        return f"a mapping with kind: {', '.join(tags)}" if tags else " or ".join(describe(arg) for arg in args)
     if origin is tuple and args[-1:] != (Ellipsis,):
         return f"a list of {len(args)} ({', '.join(describe(arg) for arg in args)})"
     if origin in (*_LISTS, tuple):
@@ -132,6 +133,8 @@ def _plain(value: Any, wanted: Any, path: str) -> Any:
 def _union(value: Any, wanted: Any, args: tuple[Any, ...], path: str) -> Any:
     if value is None and type(None) in args:
         return None
+    if kinds := _kinds(args):
+        return _tagged(value, kinds, wanted, path)
     real = [arg for arg in args if arg is not type(None)]
     if (
         len(real) == 1
@@ -148,6 +151,36 @@ def _union(value: Any, wanted: Any, args: tuple[Any, ...], path: str) -> Any:
             except RecipeError:
                 continue
     raise _wrong(value, wanted, path)
+
+
+def _kinds(args: tuple[Any, ...]) -> dict[str, Any]:
+    """For a union of dataclasses that a field `kind` tells apart: kind -> dataclass; empty for other unions."""
+    if not all(dataclasses.is_dataclass(arg) and get_origin(hints(arg).get("kind")) is Literal for arg in args):
+        return {}
+    return {get_args(hints(arg)["kind"])[0]: arg for arg in args}
+
+
+def _tagged(value: Any, kinds: dict[str, Any], wanted: Any, path: str) -> Any:
+    """A dataclass of the kind that the value names; the first where it names none."""
+    if isinstance(value, tuple(kinds.values())):
+        return value
+    if not isinstance(value, Mapping):
+        raise _wrong(value, wanted, path)
+    kind = value.get("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise RecipeError(
+            f"{path}.kind: must be one of {', '.join(map(repr, kinds))}; got {kind!r:.60}.{nearest(str(kind), kinds)}"
+        )
+    own = {field.name for field in dataclasses.fields(kinds[kind])}
+    for key in value:
+        others = [name for name, other in kinds.items() if key in {field.name for field in dataclasses.fields(other)}]
+        if key not in own and others:
+            raise RecipeError(
+                f"{path}.{key}: this is a setting of kind {' and '.join(map(repr, others))}; the {path} here is of kind "
+                f"{kind!r}{'' if 'kind' in value else ' (the default)'}. Settings of that kind: "
+                f"{', '.join(field.name for field in dataclasses.fields(kinds[kind]))}."
+            )
+    return _dataclass(value, kinds[kind], path)
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -193,15 +226,22 @@ def _in_range(value: Any, limits: Mapping[str, Any], path: str) -> None:
 
 
 def dotted(kind: Any, prefix: str = "", base: Any = None) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Every setting of a dataclass and of the dataclasses in it, as (dotted path, field, default)."""
-    base = kind() if base is None else base
+    """Every setting of a dataclass and of the dataclasses in it, as (dotted path, field, default).
+
+    Where a field `kind` chooses between several, a setting that they share comes once.
+    """
+    base = base if isinstance(base, kind) else kind()
+    seen: set[str] = set()
     for field in dataclasses.fields(kind):
         default = getattr(base, field.name)
         yield f"{prefix}{field.name}", field, default
         wanted = hints(kind)[field.name]
         for inner in (wanted, *get_args(wanted)):
             if dataclasses.is_dataclass(inner):
-                yield from dotted(inner, f"{prefix}{field.name}.", default)
+                for found in dotted(inner, f"{prefix}{field.name}.", default):
+                    if found[0] not in seen:
+                        seen.add(found[0])
+                        yield found
 
 
 def unknown_key(key: str, given: Any, kind: Any, path: str) -> RecipeError:

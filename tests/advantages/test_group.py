@@ -228,3 +228,18 @@ class TestErrors:
             group_advantages(torch.zeros(1, 2), scale="std")
         with pytest.raises(RecipeError, match="baseline must be 'none', 'batch' or a number; got 'mean'"):
             reinforce(torch.zeros(1, 2), baseline="mean")
+
+
+def test_without_bessels_correction():
+    rewards = double([[0.0, 2.0], [4.0, 4.0]])
+    assert group_advantages(rewards, eps=0.0, bessel=False).tolist() == [[-1.0, 1.0], [0.0, 0.0]]
+    # all four: mean 2.5, squares 6.25, 0.25, 2.25, 2.25, population std sqrt(2.75)
+    found = group_advantages(rewards, scale="batch", eps=0.0, bessel=False)
+    torch.testing.assert_close(found, double([[-1.0, 1.0], [0.0, 0.0]]) / math.sqrt(2.75))
+
+
+def test_sums_of_z_scores_may_stay_as_they_are():
+    scores = double([[[0.0, 0.0], [2.0, 10.0]], [[1.0, 5.0], [1.0, 3.0]]])
+    z = 1 / math.sqrt(2)
+    found = normalise_then_sum(scores, torch.tensor([1.0, 0.5]).double(), eps=0.0, whiten=False)
+    torch.testing.assert_close(found, double([[-1.5 * z, 1.5 * z], [0.5 * z, -0.5 * z]]))

@@ -20,7 +20,13 @@ Check = Callable[[Member], None]
 ORDER = [2, 0, 3, 1]
 
 # advantages whose stated rule for a constant group is not 0
-NOT_ZERO_WHEN_CONSTANT = {"advantages.copo", "advantages.gae", "advantages.reinforce"}
+NOT_ZERO_WHEN_CONSTANT = {
+    "advantages.copo",
+    "advantages.gae",
+    "advantages.prompt_tracker",
+    "advantages.reinforce",
+    "advantages.value_anchored",
+}
 # weightings that do more than multiply by the weights they return
 NOT_LINEAR: set[str] = set()
 # objectives whose gradient is by design not the derivative of their value
@@ -135,8 +141,9 @@ def micro_batches_add_up(member: Member) -> None:
 def the_count_ignores_the_policy(member: Member) -> None:
     fields = member.make()
     first = _loss(member, fields)["count"]
-    for logp in (fields["logp_old"], fields["logp"] - 3.0, fields["logp"] * 2.0):
-        assert same(first, _loss(member, fields | {"logp": logp})["count"]), "count depends on logp"
+    name = _learned(member)
+    for value in (fields[name] * 0.0, fields[name] - 3.0, fields[name] * 2.0):
+        assert same(first, _loss(member, fields | {name: value})["count"]), f"count depends on {name}"
 
 
 def nothing_live_is_finite(member: Member) -> None:
@@ -172,11 +179,13 @@ def the_gradient_is_the_derivative(member: Member) -> None:
         return
     fields = member.make(Sizes(P=2, G=2, T=3))
 
-    def total(logp: Tensor) -> Tensor:
-        return member.run(fields | {"logp": logp})["total"]
+    name = _learned(member)
 
-    logp = fields["logp"].clone().requires_grad_()
-    assert torch.autograd.gradcheck(total, (logp,), raise_exception=False), "gradcheck fails for logp"
+    def total(value: Tensor) -> Tensor:
+        return member.run(fields | {name: value})["total"]
+
+    value = fields[name].clone().requires_grad_()
+    assert torch.autograd.gradcheck(total, (value,), raise_exception=False), f"gradcheck fails for {name}"
 
 
 def optional_fields_are_optional(member: Member) -> None:
@@ -446,7 +455,8 @@ def _for(member: Member, fields: dict[str, Any]) -> dict[str, Any]:
     if member.stage == "shaping":
         return fields | {"scores": fields["scores"][..., 0].clone()}
     if member.stage == "objectives":
-        return fields | {"logp": fields["logp"].clone().requires_grad_()}
+        name = _learned(member)
+        return fields | {name: fields[name].clone().requires_grad_()}
     return fields
 
 
@@ -472,8 +482,13 @@ def _loss(member: Member, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _gradient(member: Member, fields: dict[str, Any]) -> Tensor:
     prepared = _for(member, fields)
-    (grad,) = torch.autograd.grad(member.run(prepared)["total"], prepared["logp"])
+    (grad,) = torch.autograd.grad(member.run(prepared)["total"], prepared[_learned(member)])
     return grad
+
+
+def _learned(member: Member) -> str:
+    """The field through which an objective reaches the policy: log-probabilities, or the loss of learning from samples."""
+    return "logp" if member.takes("logp") else "imitation"
 
 
 def _step(member: Member, module: nn.Module, seed: int) -> dict[str, Any]:

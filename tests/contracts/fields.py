@@ -82,6 +82,9 @@ FIELDS: dict[str, Field] = {
     "logp": Field("P G T", lambda d: d.near("logp_old", 0.05)),
     "logp_ref": Field("P G T", lambda d: d.near("logp_old", 0.3)),
     "entropy": Field("P G T", lambda d: d.normal("P G T").abs()),
+    "kl": Field("P G T", lambda d: d.normal("P G T").abs()),
+    "imitation": Field("P G", lambda d: d.normal("P G").abs()),
+    "drift": Field("P G", lambda d: d.normal("P G").abs()),
     "values_old": Field("P G T", lambda d: d.normal("P G T")),
     "values": Field("P G T", lambda d: d.near("values_old", 0.05)),
     "returns": Field("P G T", lambda d: d.normal("P G T")),
@@ -103,6 +106,7 @@ FIELDS: dict[str, Field] = {
 
 # fields that must be of a special kind, by "stage.name"
 INPUTS: dict[str, dict[str, Maker]] = {
+    "advantages.value_anchored": {"rewards": lambda d: d.normal("P G").sigmoid()},
     "objectives.real": {"rewards": lambda d: (d.normal("P G") > 0).double()},
     "shaping.backward_correction": {"scores": lambda d: (d.normal("P G K") > 0).double()},
     "shaping.forward_correction": {"scores": lambda d: (d.normal("P G K") > 0).double()},
@@ -113,10 +117,12 @@ INPUTS: dict[str, dict[str, Maker]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "objectives.dr_grpo": {"max_length": 7},
     "rewards.appeal": {"reward": "exact_answer", "strong": "exact_answer"},
+    "rewards.instant": {"reward": "exact_answer"},
     "rewards.noisy": {"reward": "exact_answer"},
     "rewards.overlong": {"max_length": 5, "cache": 2},
     "rewards.regex": {"pattern": r"\d+"},
     "rewards.tournament": {"judge": {"pointwise": {"reward": "exact_answer"}}},
+    "rewards.win_rate": {"judge": {"pointwise": {"reward": "exact_answer"}}},
     "shaping.backward_correction": {"false_positive_rate": 0.1, "false_negative_rate": 0.2},
     "shaping.forward_correction": {"false_negative_rate": 0.2},
 }
@@ -127,25 +133,39 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         *({"mode": mode} for mode in ("soft", "soft_with_forced", "dead_only", "zero_only", "global")),
         {"consistency_coefficient": True, "gamma": 5.0, "rho": 1.0, "global_coefficient": 0.1},
     ],
-    "advantages.group_advantages": [{"scale": "batch"}, {"scale": "none"}],
+    "advantages.group_advantages": [{"scale": "batch"}, {"scale": "none"}, {"scale": "batch", "bessel": False}],
+    "advantages.normalise_then_sum": [{"whiten": False}],
+    "advantages.prompt_tracker": [{"size": 6, "min_count": 2}, {"size": 8, "min_count": 4, "eps": 0.1}],
     "advantages.rloo": [{"normalise": True}],
     "advantages.reinforce": [{"baseline": "batch"}, {"baseline": 0.5}],
     "advantages.running_scale": [{"momentum": None}],
+    "advantages.value_anchored": [
+        {"gamma": 1.0, "k": 0.3, "first_n": None, "use_step_weights": False},
+        {"absolute": "abs", "mix": "convex", "omega_max": 1.5, "first_n": 2},
+        {"shift_to_nonnegative": True, "gamma": 0.0},
+    ],
     "advantages.gae": [{"beta": 0.1, "gamma": 0.9}, {"whiten": False, "lam": 1.0}],
     "objectives.policy_gradient": [
         {"denominator": "per_token", "beta": 0.1, "entropy_bonus": 0.01},
-        {"denominator": "constant", "max_length": 9, "beta": 0.1, "kl": "k2"},
+        {"denominator": "constant", "max_length": 9, "beta": 0.1, "kl_estimator": "k2"},
         {"level": "sequence", "mask_truncated": True},
-        {"level": "sequence_token", "clip_high": 0.28, "kl": "k1", "beta": 0.1},
+        {"level": "sequence_token", "clip_high": 0.28, "kl_estimator": "k1", "beta": 0.1},
         {"clip_low": None, "clip_high": None},
         {"ratio_max": 2.0, "dual_clip": 3.0},
+        {"advantage_clip": 0.5, "beta": 0.1, "kl_estimator": "exact"},
     ],
     "objectives.copo_loss": [
         {"beta": 0.1, "dual_clip": None},
         {"denominator": "per_token", "clip_high": 0.28},
         {"denominator": "constant", "max_length": 9, "clip_low": None, "clip_high": None},
     ],
+    "objectives.dpok": [{"importance": True, "clip": 0.2, "alpha": 2.0}, {"beta": 0.0}],
+    "objectives.reward_weighted": [
+        {"weighting": "exponential", "largest": 3.0, "beta": 0.5},
+        {"weighting": "sparse", "threshold": -0.5},
+    ],
     "objectives.gspo": [{"level": "sequence_token"}],
+    "objectives.prdp": [{"beta": 0.5, "clip": float("inf")}, {"clip": 0.02, "logp_reduction": "mean"}],
     "objectives.ppo": [{"value_clip": None, "entropy_bonus": 0.01}],
     "objectives.real": [
         {"variant": "bce"},

@@ -61,14 +61,18 @@ def test_all_short_cuts_are_taken_where_they_hold():
         assert backbone.ignores_padding, (kind, backbone.refused)
         assert backbone.plain_head == (kind != "softcap"), (kind, backbone.refused)
         assert backbone.wide_mask == (kind in ("llama", "gpt2")), (kind, backbone.refused)
+        assert backbone.packs == backbone.wide_mask, (kind, backbone.refused)
 
 
-@pytest.mark.parametrize("short_cut", ["caches", "wide_mask"])
-def test_without_a_short_cut_the_samples_are_the_same(short_cut):
-    backbone = probe(make_model())
-    fast = run(backbone)
-    setattr(backbone, short_cut, False)
-    slow = run(backbone)
+# each with the ones that build on it
+@pytest.mark.parametrize("short_cuts", [["packs"], ["packs", "wide_mask"], ["packs", "wide_mask", "caches"]])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_without_a_short_cut_the_samples_are_the_same(short_cuts, model):
+    backbone = probe(make_model(model, scale=0.3))
+    fast = run(backbone, group=8)
+    for short_cut in short_cuts:
+        setattr(backbone, short_cut, False)
+    slow = run(backbone, group=8)
     assert torch.equal(fast.completion_ids, slow.completion_ids)
     torch.testing.assert_close(fast.logp, slow.logp, rtol=0, atol=1e-9)
 
@@ -101,9 +105,9 @@ def test_samples_that_end_leave_the_batch():
     backbone = probe(make_model(scale=0.3))
     sizes = []
     read = backbone.read
-    backbone.read = lambda ids, *args, **options: (sizes.append(len(ids)), read(ids, *args, **options))[1]
+    backbone.read = lambda ids, *args, **options: (sizes.append(ids.numel()), read(ids, *args, **options))[1]
     result = run(backbone, group=16, eos_ids=[1, 2, 3, 4])
-    assert sizes[0] == 4
+    assert sizes[0] == 4 * 5
     assert sizes[1] == 64
     assert 1 <= sizes[-1] <= 32
     assert len(sizes) == result.mask.shape[2]

@@ -180,7 +180,7 @@ class TestDivergence:
         parts = copo(REWARDS, OUTCOMES)
         ref = LOGP_OLD - 0.3
         plain, _ = run(LOGP_OLD, parts)
-        found, grad = run(LOGP_OLD, parts, logp_ref=ref, beta=0.5, kl="k2")
+        found, grad = run(LOGP_OLD, parts, logp_ref=ref, beta=0.5, kl_estimator="k2")
         torch.testing.assert_close(found - plain, torch.tensor(0.5 * 0.09 / 2, dtype=torch.float64))
         lengths = MASK.sum(-1, keepdim=True)
         torch.testing.assert_close(grad - run(LOGP_OLD, parts)[1], 0.5 * 0.3 * MASK.double() / (6 * lengths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from guerdon.errors import BindingError, RecipeError, ShapeError
 from guerdon.objectives import dapo, dr_grpo, gspo, policy_gradient
 from guerdon.objectives.loss import Loss
+from guerdon.stages import wants
 
 LENGTHS = torch.tensor([[4, 1, 3], [2, 4, 2]])
 MASK = torch.arange(4) < LENGTHS.unsqueeze(-1)  # [2, 3, 4]
@@ -193,7 +195,7 @@ class TestDivergenceAndEntropy:
     @pytest.mark.parametrize(("kl", "slope"), [("k1", 1.0), ("k2", -0.5), ("k3", 1 - math.exp(0.5))])
     def test_the_estimators(self, kl, slope):
         logp = torch.full((1, 1, 1), -1.0, dtype=torch.float64)
-        grad = gradient(logp, logp, torch.zeros(1, 1).double(), logp < 0, logp + 0.5, beta=1.0, kl=kl)
+        grad = gradient(logp, logp, torch.zeros(1, 1).double(), logp < 0, logp + 0.5, beta=1.0, kl_estimator=kl)
         assert grad.item() == pytest.approx(slope)
 
     def test_the_entropy_bonus(self, logp_old, advantages):
@@ -383,4 +385,37 @@ class TestErrors:
     def test_an_unknown_estimator(self, friendly_errors):
         zeros = torch.zeros(2, 3, 4)
         with pytest.raises(RecipeError, match="must be k1, k2 or k3; got 'k4'"):
-            policy_gradient(zeros, zeros, torch.zeros(2, 3), MASK, zeros, kl="k4")
+            policy_gradient(zeros, zeros, torch.zeros(2, 3), MASK, zeros, kl_estimator="k4")
+
+
+class TestImages:
+    """What policies with Gaussian steps use: the exact divergence, and advantages within bounds."""
+
+    def test_the_exact_divergence_is_taken_as_it_is(self):
+        zeros = torch.zeros(1, 2, 2, dtype=torch.float64)
+        mask = torch.tensor([[[True, True], [True, False]]])
+        kl = torch.tensor([[[0.1, 0.2], [0.3, math.nan]]], dtype=torch.float64, requires_grad=True)
+        options = {"beta": 0.5, "kl_estimator": "exact", "denominator": "per_token"}
+        found = policy_gradient(zeros, zeros, torch.zeros(1, 2).double(), mask, kl=kl, **options)
+        assert found.total.item() == pytest.approx(0.5 * 0.6)
+        assert found.metrics["kl"].item() == pytest.approx(0.2)
+        found.total.backward()
+        assert kl.grad.tolist() == [[[0.5, 0.5], [0.5, 0.0]]]
+
+    def test_it_needs_no_reference_and_says_what_is_missing(self, friendly_errors):
+        zeros = torch.zeros(1, 2, 2)
+        with pytest.raises(BindingError, match=r"needs the field kl, which is not there; take kl_estimator: k3"):
+            policy_gradient(zeros, zeros, torch.zeros(1, 2), zeros == 0, zeros, beta=0.1, kl_estimator="exact")
+        exact = functools.partial(policy_gradient, beta=0.1, kl_estimator="exact")
+        estimated = functools.partial(policy_gradient, beta=0.1)
+        assert (wants(exact, "kl"), wants(exact, "logp_ref")) == (True, False)
+        assert (wants(estimated, "kl"), wants(estimated, "logp_ref")) == (False, True)
+        assert not wants(functools.partial(policy_gradient, kl_estimator="exact"), "kl")
+
+    def test_advantages_are_held_within_bounds(self, friendly_errors):
+        zeros = torch.zeros(1, 3, 1, dtype=torch.float64, requires_grad=True)
+        advantages = torch.tensor([[9.0, -7.0, 1.0]], dtype=torch.float64)
+        policy_gradient(zeros, zeros.detach(), advantages, zeros == 0, advantage_clip=5.0).total.backward()
+        assert zeros.grad.flatten().tolist() == [-5.0, 5.0, -1.0]
+        with pytest.raises(RecipeError, match="advantage_clip must be above 0"):
+            policy_gradient(zeros, zeros, advantages, zeros == 0, advantage_clip=0.0)

@@ -208,7 +208,7 @@ def test_samples_are_paired_by_prompt_and_ordered_by_change(tmp_path):
     assert [(found.title, found.count) for found in samples.sets] == [
         ("Reward rose", 2), ("Reward fell", 1), ("Reward unchanged", 1),
     ]  # fmt: skip
-    assert [(pair.before, pair.after) for pair in samples.sets[0].pairs] == [
+    assert [(pair.before.text, pair.after.text) for pair in samples.sets[0].pairs] == [
         ("before 0", "after 0"), ("before 1", "after 1"),
     ]  # fmt: skip
 

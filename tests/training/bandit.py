@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout
 
 
@@ -16,6 +17,7 @@ class Output(NamedTuple):
     logp: Tensor
     entropy: Tensor
     values: Tensor | None
+    kl: Tensor | None = None
 
 
 class BanditPolicy(nn.Module):
@@ -79,7 +81,16 @@ class BanditPolicy(nn.Module):
     def keep_reference(self) -> None:
         self.reference = self.table.detach().clone()
 
-    def demonstrations(self, rows: list[dict[str, Any]]) -> Rollout:
+    def imitation_loss(self, given: Rollout, *, module: Any = None) -> Loss:
+        return Loss(-self.log_prob(given, module=module).logp.sum(), given.mask.sum().double(), {})
+
+    def imitation(self, rollout: Rollout, seeds: list[int], *, drift: bool = False, module: Any = None) -> Imitation:
+        logp = self.log_prob(rollout, module=module).logp
+        if not drift:
+            return Imitation(-logp.sum(-1), None)
+        return Imitation(-logp.sum(-1), (logp - self.reference_log_prob(rollout, module=module)).square().mean(-1))
+
+    def demonstrations(self, rows: list[dict[str, Any]], seeds: list[int] | None = None) -> Rollout:
         arms = torch.tensor([[row["completion"]] for row in rows])
         prompts = [row["prompt"] for row in rows]
         steps = {"state": torch.tensor(prompts), "arms": arms}

@@ -6,6 +6,7 @@ An adapter knows the names, never the cases.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guerdon.advantages import copo, dr_grpo, group_advantages, grpo, reinforce, rloo
-from guerdon.objectives import copo_loss, policy_gradient, real
+from guerdon.advantages import (
+    copo,
+    dr_grpo,
+    group_advantages,
+    grpo,
+    normalise_then_sum,
+    prompt_tracker,
+    reinforce,
+    rloo,
+    value_anchored,
+)
+from guerdon.diffusion.steps import (
+    add_noise,
+    dance_std,
+    ddim_step,
+    denoising_loss,
+    flow_grpo_std,
+    flow_sde_step,
+    gaussian_kl,
+    gaussian_log_prob,
+    guide,
+    interpolate,
+    v_target,
+)
+from guerdon.metrics import SuiteReport
+from guerdon.objectives import copo_loss, dpok, policy_gradient, prdp, real, reward_weighted
 from guerdon.objectives.kl import kl_estimate
 from guerdon.objectives.real import relative_scores
+from guerdon.objectives.reward_difference import reward_pairs
 from guerdon.rewards import appeal
 from guerdon.rewards.closeness import block_shares, box_field
 from guerdon.rewards.overlong import overlong
 from guerdon.rewards.topologies import play
+from guerdon.rewards.win_rate import win_rates
 from guerdon.sampling import vade
 from guerdon.sampling.mixed import mixed_groups
 from guerdon.sampling.thompson import largest
@@ -243,15 +270,166 @@ def tiers(inputs: Values) -> Values:
     }
 
 
+def denoising(inputs: Values) -> Values:
+    return {"ddim_step": ddim, "flow_sde_step": flow, "losses": denoising_losses, "cfg": guidance}[inputs["kind"]](
+        inputs
+    )
+
+
+def ddim(inputs: Values) -> Values:
+    x, output, after = (tensor(inputs[name]) for name in ("x_t", "model_output", "x_prev"))
+    levels = (inputs["alpha_bar_t"], inputs["alpha_bar_prev"])
+    step = ddim_step(x, output, *levels, inputs["eta"], inputs["prediction_type"])
+    logp = {f"logp_{r}": gaussian_log_prob(after, step.mean, step.std, r) for r in ("mean", "sum")}
+    return {"pred_x0": step.x0, "pred_eps": step.eps, "mean": step.mean, "std": step.std.item(), **logp}
+
+
+def flow(inputs: Values) -> Values:
+    x, velocity, after = (tensor(inputs[name]) for name in ("x_t", "velocity", "x_prev"))
+    sigma, sigma_next, second = (tensor(inputs[name]) for name in ("sigma", "sigma_next", "sigma_second"))
+    noise_of = flow_grpo_std(inputs["noise_level"])
+    # a case stands alone, so the second time of its grid is given: the one that follows where sigma is 1
+    step = flow_sde_step(x, velocity, sigma, sigma_next, lambda now, _: noise_of(now, second))
+    logp = {f"logp_{r}": gaussian_log_prob(after, step.mean, step.std, r) for r in ("mean", "sum")}
+    return {"sigma_t": noise_of(sigma, second), "mean": step.mean, "std": step.std.item(), **logp}
+
+
+def denoising_losses(inputs: Values) -> Values:
+    x0, drawn, output, alpha_bar, sigma = (
+        tensor(inputs[name]) for name in ("x0", "noise", "model_output", "alpha_bar", "sigma")
+    )
+    v = v_target(x0, drawn, alpha_bar)
+    return {
+        "x_t": add_noise(x0, drawn, alpha_bar),
+        "loss_epsilon": denoising_loss(output, drawn),
+        "v_target": v,
+        "loss_v": denoising_loss(output, v),
+        "x_sigma": interpolate(x0, drawn, sigma),
+        "loss_flow": denoising_loss(output, drawn - x0),
+    }
+
+
+def guidance(inputs: Values) -> Values:
+    return {"guided": guide(tensor(inputs["uncond"]), tensor(inputs["cond"]), inputs["scale"])}
+
+
+def image_baselines(inputs: Values) -> Values:
+    if "sigmas" in inputs:
+        return denoising_steps(inputs)
+    if "reward_rounds" in inputs:
+        return trackers(inputs)
+    return image_losses(inputs)
+
+
+def denoising_steps(inputs: Values) -> Values:
+    x, v, v_ref, x_next = (tensor(inputs[name]) for name in ("x", "v", "v_ref", "x_next"))
+    sigma, after = (tensor(inputs["sigmas"][inputs["index"] + i]) for i in (0, 1))
+    std_fn = flow_grpo_std(inputs["noise_level"])
+    step = flow_sde_step(x, v, sigma, after, std_fn)
+    reference = flow_sde_step(x, v_ref, sigma, after, std_fn)
+    dance = flow_sde_step(x, v, sigma, after, dance_std(inputs["eta"]))
+    return {
+        "flow_mean": step.mean,
+        "flow_std_dev": std_fn(sigma, after),
+        "flow_logp_mean": gaussian_log_prob(x_next, step.mean, step.std),
+        "flow_kl": gaussian_kl(step.mean, reference.mean, step.std, time_step=sigma - after),
+        "dance_x0": dance.x0,
+        "dance_logp_mean": gaussian_log_prob(x_next, dance.mean, dance.std),
+    }
+
+
+def trackers(inputs: Values) -> Values:
+    tracker = prompt_tracker(size=inputs["buffer_size"], min_count=inputs["min_count"])
+    found: Values = {"ddpo": [], "flow_group_std": [], "flow_global_std": []}
+    for rewards in map(tensor, inputs["reward_rounds"]):
+        indices = list(range(len(rewards)))
+        found["ddpo"].append(tracker(rewards, indices).tolist())
+        tracker.observe(rewards, indices)
+        found["flow_group_std"].append(group_advantages(rewards, bessel=False).tolist())
+        found["flow_global_std"].append(group_advantages(rewards, scale="batch", bessel=False).tolist())
+    return found
+
+
+def image_losses(inputs: Values) -> Values:
+    logp, logp_old, kl = (tensor(inputs[name]) for name in ("logp", "logp_old", "kl"))
+    advantages, rewards, error = (tensor(inputs[name]) for name in ("advantages", "rewards", "fm_error"))
+    mask, beta = torch.ones_like(logp).bool(), inputs["beta_kl"]
+    clips = {"clip_low": inputs["clip"], "clip_high": inputs["clip"], "advantage_clip": inputs["adv_clip"]}
+    variable = logp.clone().requires_grad_()
+    clipped = policy_gradient(variable, logp_old, advantages, mask, **clips)
+    loss = clipped.total / clipped.count
+    loss.backward()
+    penalised = policy_gradient(logp, logp_old, advantages, mask, kl=kl, beta=beta, kl_estimator="exact", **clips)
+    # the score function is DPOK's loss without a divergence, per step in place of per sample
+    plain = dpok(logp, logp_old, advantages, mask, kl, beta=0.0)
+    whole = dpok(logp, logp_old, rewards, mask, kl, beta=beta)
+    weighted = reward_weighted(rewards, error, temperature=1 / inputs["rwr_temp"])
+    return {
+        "ddpo_is": loss,
+        "ddpo_is_grad": variable.grad,
+        "ddpo_sf": plain.total / plain.count / logp.shape[2],
+        "flow_grpo": penalised.total / penalised.count,
+        "dpok": whole.total / whole.count,
+        "rwr": weighted.total / weighted.count,
+    }
+
+
+def reward_difference(inputs: Values) -> Values:
+    logp, logp_old, logp_ref, rewards = (tensor(inputs[name]) for name in ("logp", "logp_old", "logp_ref", "rewards"))
+    mask = tensor(inputs["mask"]).bool() if "mask" in inputs else torch.ones_like(logp).bool()
+    options = {"beta": inputs["beta"], "clip": inputs["eps"]}
+    logp.requires_grad_()
+    found = prdp(logp, logp_old, logp_ref, rewards, mask, **options)
+    loss = found.total / found.count
+    loss.backward()
+    pairs = reward_pairs(logp.detach(), logp_old, logp_ref, rewards, mask, **options)
+    return {
+        "loss": loss,
+        "pair_unclipped": pairs.unclipped[pairs.kept],
+        "pair_clipped": pairs.clipped[pairs.kept],
+        "grad_logp": logp.grad,
+    }
+
+
+def anchored_values(inputs: Values) -> Values:
+    names = ("gamma", "k", "first_n", "eps", "eps_w", "use_step_weights", "mix")
+    rewards = tensor(inputs["instant_rewards"])
+    stage = value_anchored(**{name: inputs[name] for name in names if name in inputs})
+    found = stage(rewards, torch.ones_like(rewards).bool())
+    return {"q": found.action_values, "omega": found.step_weights, "advantages": found.advantages}
+
+
+def preferences(inputs: Values) -> Values:
+    if "testpoints" in inputs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that the suite does not know
+            report = SuiteReport.from_judgements(inputs["testpoints"], inputs["scores"])
+        return {"primary": report.primary, "sub": report.sub}
+    rates = win_rates(tensor(inputs["outcomes"]), round_digits=3)
+    scores = torch.stack([rates, tensor(inputs["second_reward"])], -1)[None]
+    weight = inputs["weight_second"]
+    both = normalise_then_sum(scores, tensor([1 - weight, weight]), eps=1e-8, whiten=False)
+    return {
+        "win_rate_rounded3": rates,
+        "advantages": grpo(rates[None], eps=1e-8)[0],
+        "weighted_advantages": both[0],
+    }
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "arena-rl": tournaments,
     "copo": consistency,
+    "diffusion-base": denoising,
+    "diffusion-rl-base": image_baselines,
     "grpo-family": grpo_family,
     "noisy-verifier": noise,
+    "prdp": reward_difference,
+    "pref-grpo": preferences,
     "real": labels,
     "sweet-spot": tiers,
     "vade": variance_aware,
+    "vgpo": anchored_values,
 }
 
 # files whose numbers were made in single precision: relative and absolute tolerance
-TOLERANCES: dict[str, float] = {"arena-rl": 1e-5}
+TOLERANCES: dict[str, float] = {"arena-rl": 1e-5, "diffusion-rl-base": 1e-4, "pref-grpo": 1e-6}

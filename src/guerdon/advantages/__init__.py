@@ -14,9 +14,11 @@ MEMBERS = {
     "group_advantages": "group",
     "grpo": "group",
     "normalise_then_sum": "group",
+    "prompt_tracker": "prompt_tracker",
     "reinforce": "group",
     "rloo": "group",
     "running_scale": "running",
+    "value_anchored": "value_anchored",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

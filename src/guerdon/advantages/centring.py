@@ -54,15 +54,15 @@ def varies(values: Tensor) -> Tensor:
     return high > low
 
 
-def deviation(centred: Tensor, count: Tensor) -> Tensor:
-    """Standard deviation with Bessel's correction of centred values (0 where unscored), [..., 1]."""
-    return (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+def deviation(centred: Tensor, count: Tensor, bessel: bool = True) -> Tensor:
+    """Standard deviation of centred values (0 where unscored), [..., 1]; n - 1 in place of n with Bessel's correction."""
+    return (centred.square().sum(-1, keepdim=True) / (count - int(bessel)).clamp(min=1)).sqrt()
 
 
-def batch_deviation(values: Tensor) -> Tensor:
-    """Standard deviation with Bessel's correction over all scored entries, a scalar; 0 if there are fewer than two."""
+def batch_deviation(values: Tensor, bessel: bool = True) -> Tensor:
+    """Standard deviation over all scored entries, a scalar; 0 if there are fewer than two."""
     centred, count = centre(values.flatten())
-    return deviation(centred, count).squeeze(-1)
+    return deviation(centred, count, bessel).squeeze(-1)
 
 
 def divide(centred: Tensor, scale: Tensor) -> Tensor:

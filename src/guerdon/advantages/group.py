@@ -17,18 +17,23 @@ from guerdon.errors import RecipeError, check_shapes
 
 
 def group_advantages(
-    rewards: Float[Tensor, "P G"], *, scale: Literal["group", "batch", "none"] = "group", eps: float = 1e-4
+    rewards: Float[Tensor, "P G"],
+    *,
+    scale: Literal["group", "batch", "none"] = "group",
+    eps: float = 1e-4,
+    bessel: bool = True,
 ) -> Float[Tensor, "P G"]:
     """Rewards against the mean of their group, divided by a deviation.
 
-    A = (r - mean_g r) / (std + eps), where std has Bessel's correction and is taken over the group, over the whole
-    batch, or not at all. The group's std weighs very easy and very hard prompts up; the batch's does not.
+    A = (r - mean_g r) / (std + eps), where std is taken over the group, over the whole batch, or not at all. The
+    group's std weighs very easy and very hard prompts up; the batch's does not.
 
     Args:
         rewards: [P, G], in any unit; NaN = not scored.
         scale: `group` divides by the group's std (GRPO), `batch` by the std of all P * G rewards, `none` by nothing
             (Dr. GRPO).
         eps: added to the std, in the unit of the rewards.
+        bessel: std with Bessel's correction, n - 1 in place of n; Flow-GRPO's has none.
 
     Returns:
         Advantages [P, G]; with all samples scored every group sums to 0.
@@ -51,9 +56,9 @@ def group_advantages(
 
     Source:
         Shao et al. 2024, DeepSeekMath, arXiv 2402.03300 (group); Liu et al. 2025, Understanding R1-Zero-Like Training,
-        arXiv 2503.20783 (none).
+        arXiv 2503.20783 (none); Liu et al. 2025, Flow-GRPO, arXiv 2505.05470 (batch, without Bessel's correction).
     """
-    return _scaled("advantages.group_advantages", rewards, scale, eps)
+    return _scaled("advantages.group_advantages", rewards, scale, eps, bessel)
 
 
 def grpo(rewards: Float[Tensor, "P G"], *, eps: float = 1e-4) -> Float[Tensor, "P G"]:
@@ -204,7 +209,11 @@ def reinforce(
 
 
 def normalise_then_sum(
-    scores: Float[Tensor, "P G K"], weights: Float[Tensor, " K"] | Float[Tensor, "P G K"], *, eps: float = 1e-4
+    scores: Float[Tensor, "P G K"],
+    weights: Float[Tensor, " K"] | Float[Tensor, "P G K"],
+    *,
+    eps: float = 1e-4,
+    whiten: bool = True,
 ) -> Float[Tensor, "P G"]:
     """Z-score each component within its group, add them up with weights, z-score the sum over the batch.
 
@@ -215,6 +224,7 @@ def normalise_then_sum(
         scores: [P, G, K], each component in its own unit; NaN = not scored.
         weights: [K], or [P, G, K], without unit.
         eps: added to both stds.
+        whiten: z-score the sum over the batch; False leaves A = u, as DanceGRPO does.
 
     Returns:
         Advantages [P, G].
@@ -236,7 +246,8 @@ def normalise_then_sum(
         tensor([[-1.,  1., -0.]])
 
     Source:
-        Shao et al. 2024, arXiv 2402.03300, applied to each component; the order of the two steps is a common variant.
+        Shao et al. 2024, arXiv 2402.03300, applied to each component; the order of the two steps is a common variant; Xue
+        et al. 2025, DanceGRPO, arXiv 2505.07818 (without whitening).
     """
     where = "advantages.normalise_then_sum"
     letters = "P G K" if weights.ndim == 3 else "K"
@@ -248,11 +259,13 @@ def normalise_then_sum(
     z = divide(centred, deviation(centred, count) + eps).transpose(1, 2)
     total = (z * weights.detach()).sum(-1)
     used = ~scores.isnan().all(-1) & varies(by_component).any(1)
+    if not whiten:
+        return total.where(used, 0.0)
     scored = total.masked_fill(scores.isnan().all(-1), torch.nan)
     return divide(total - scored.nanmean(), batch_deviation(scored) + eps).where(used, 0.0)
 
 
-def _scaled(where: str, rewards: Tensor, scale: str, eps: float) -> Tensor:
+def _scaled(where: str, rewards: Tensor, scale: str, eps: float, bessel: bool = True) -> Tensor:
     check_shapes(where, rewards=(rewards, "P G"))
     check_finite(where, "rewards", rewards)
     warn_if_alone(where, rewards.shape[1])
@@ -261,7 +274,7 @@ def _scaled(where: str, rewards: Tensor, scale: str, eps: float) -> Tensor:
     if scale == "none":
         return centred
     if scale == "group":
-        return divide(centred, deviation(centred, count) + eps)
+        return divide(centred, deviation(centred, count, bessel) + eps)
     if scale == "batch":
-        return divide(centred, batch_deviation(rewards) + eps)
+        return divide(centred, batch_deviation(rewards, bessel) + eps)
     raise RecipeError(f"{where}: scale must be 'group', 'batch' or 'none'; got {scale!r}.")

@@ -15,9 +15,12 @@ MEMBERS = {
     "copo": "copo",
     "grpo-family": "grpo_family",
     "noisy-verifier": "noisy_verifier",
+    "prdp": "prdp",
+    "pref-grpo": "pref_grpo",
     "real": "real",
     "sweet-spot": "sweet_spot",
     "vade": "vade",
+    "vgpo": "vgpo",
 }  # slug -> module of this package
 
 

@@ -5,24 +5,17 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import os
-import tempfile
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 
 from guerdon import __version__
+from guerdon.cache import cache_folder, replace
 from guerdon.evidence.base import Result, Unit, plain
 
+__all__ = ["cache_folder", "context", "read", "replace", "result_of", "write"]
+
 _MACHINERY = {"base", "cache", "pages", "plot", "runner", "table", "workers"}
-
-
-def cache_folder() -> Path:
-    """`$GUERDON_CACHE`, else `guerdon` in `$XDG_CACHE_HOME`, else `~/.cache/guerdon`."""
-    if own := os.environ.get("GUERDON_CACHE"):
-        return Path(own)
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "guerdon"
 
 
 def context(module: ModuleType) -> str:
@@ -87,17 +80,3 @@ def _number(value: object) -> float:
     if isinstance(value, str):
         raise TypeError(f"{value!r} is text, not a number")
     return float(value)  # type: ignore[arg-type]
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file under another name first, so that it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(draft, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise

@@ -44,6 +44,7 @@ class Backbone:
         shares_prompt: a cache filled by the prompts can be repeated over the group and keeps its gradient.
         caches: sampling can go on from a cache.
         wide_mask: the body takes a ready mask [B, 1, Q, S], which saves building one for every token.
+        packs: under such a mask the samples of a group can be sampled in one row, with the prompt cached once.
         ignores_padding: padding on the left changes nothing.
         refused: why a short cut is not taken, by its name.
     """
@@ -53,6 +54,7 @@ class Backbone:
     shares_prompt: bool = False
     caches: bool = False
     wide_mask: bool = False
+    packs: bool = False
     ignores_padding: bool = True
     refused: dict[str, str] = field(default_factory=dict)
 

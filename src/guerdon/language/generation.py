@@ -131,7 +131,7 @@ def generate(
     choose = _Chooser(temperature, top_p, top_k, eos_ids, min_new_tokens, device)
     # inference mode is faster, but sharded weights gathered in it could not be trained afterwards
     with torch.no_grad() if all_done else torch.inference_mode():
-        reader = (_Cached if model.caches else _Whole)(model, prompt_ids, prompt_mask, group_size, max_new_tokens)
+        reader = _reader(model, group_size, device)(model, prompt_ids, prompt_mask, group_size, max_new_tokens)
         logits = reader.start()
         ids = torch.full((max_new_tokens, rows), pad_id, device=device)
         logp = logits.new_zeros(max_new_tokens, rows)
@@ -163,7 +163,7 @@ def generate(
                         kept = (~finished).nonzero().squeeze(1)
                         batch = kept if batch is None else batch[kept]
                         chosen, finished = chosen[kept], finished[kept]
-                        reader.keep(kept)
+                        reader = reader.keep(kept)
             logits = reader.next(chosen, step)
         ids, logp = ids[:length].T.contiguous(), logp[:length].T.contiguous()
     # out here, so that the results are ordinary tensors
@@ -235,8 +235,19 @@ class _Chooser:
         return place if order is None else order.gather(1, place)
 
 
+# the work of a packed step grows with the square of the group; above this a row per sample is faster
+_LARGEST_PACK = 16
+
+
+def _reader(model: Backbone, group: int, device: torch.device) -> type[_Cached] | type[_Whole]:
+    """What reads with the least work: on accelerators a row per sample keeps more of the device busy."""
+    if model.packs and 1 < group <= _LARGEST_PACK and device.type == "cpu":
+        return _Packed
+    return _Cached if model.caches else _Whole
+
+
 class _Cached:
-    """Reads token by token from a cache."""
+    """Reads token by token from a cache with a row per sample."""
 
     def __init__(self, model: Backbone, prompt_ids: Tensor, prompt_mask: Tensor, group: int, room: int) -> None:
         self.model, self.ids, self.group, self.room = model, prompt_ids, group, room
@@ -245,15 +256,24 @@ class _Cached:
         self.cache = model.new_cache()
 
     def start(self) -> Tensor:
-        mask, group = self.prompt_mask, self.group
+        logits = self._read_prompts()
+        repeat_cache(self.cache, self.group, self.room)
+        self._lay_out(torch.arange(len(logits), device=logits.device))
+        return logits
+
+    def _read_prompts(self) -> Tensor:
+        """Logits [P * G, V] after the prompts, which are in the cache then, once each."""
+        mask = self.prompt_mask
         positions = None if mask is None else prompt_positions(mask)
         reading = self.model.read(self.ids, mask, positions, self.cache, last=True)
-        repeat_cache(self.cache, group, self.room)
-        if mask is not None:
-            self.positions = mask.sum(1).repeat_interleave(group)[:, None]
-            self.mask = mask.new_ones(len(mask) * group, self.width + self.room)
-            self.mask[:, : self.width] = mask.repeat_interleave(group, 0)
-        return self.model.logits(reading)[:, 0].repeat_interleave(group, 0)
+        return self.model.logits(reading)[:, 0].repeat_interleave(self.group, 0)
+
+    def _lay_out(self, rows: Tensor) -> None:
+        """Masks and positions for these samples of all P * G."""
+        if self.prompt_mask is not None:
+            mask = self.prompt_mask[rows // self.group]
+            self.positions = mask.sum(1, keepdim=True)
+            self.mask = torch.cat([mask, mask.new_ones(len(rows), self.room)], 1)
 
     def next(self, chosen: Tensor, step: int) -> Tensor:
         mask = positions = None
@@ -262,10 +282,43 @@ class _Cached:
             mask = mask[:, None, None] if self.model.wide_mask else mask
         return self.model.logits(self.model.read(chosen[:, None], mask, positions, self.cache, last=True))[:, 0]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor) -> _Cached:
         self.cache.batch_select_indices(rows)
         if self.prompt_mask is not None:
             self.mask, self.positions = self.mask[rows], self.positions[rows]
+        return self
+
+
+class _Packed(_Cached):
+    """Reads token by token from a cache with a row per prompt: its samples go on in it side by side, under a mask.
+
+    The prompt stands in the cache once, and all queries of a group meet it in one product. But each sample also passes
+    over the tokens of the others.
+    """
+
+    def start(self) -> Tensor:
+        logits = self._read_prompts()
+        repeat_cache(self.cache, 1, self.group * self.room)
+        mask = torch.ones_like(self.ids, dtype=torch.bool) if self.prompt_mask is None else self.prompt_mask
+        own = torch.eye(self.group, dtype=torch.bool, device=mask.device).repeat(1, self.room)
+        pair = mask[:, None].expand(-1, self.group, -1), own.expand(len(mask), -1, -1)
+        self.mask = torch.cat(pair, 2)[:, None]
+        self.positions = mask.sum(1, keepdim=True).expand(-1, self.group)
+        return logits
+
+    def next(self, chosen: Tensor, step: int) -> Tensor:
+        mask = self.mask[..., : self.width + (step + 1) * self.group]
+        reading = self.model.read(chosen.view(-1, self.group), mask, self.positions + step, self.cache)
+        return self.model.logits(reading).flatten(0, 1)
+
+    def keep(self, rows: Tensor) -> _Cached:
+        """Groups are no longer whole: from here on a row per sample."""
+        apart = _Cached(self.model, self.ids, self.mask[:, 0, 0, : self.width], self.group, self.room)
+        apart.cache = self.cache
+        for layer in self.cache.layers:
+            layer.unpack(rows, self.group, self.width)
+        apart._lay_out(rows)
+        return apart
 
 
 class _Whole:
@@ -286,8 +339,9 @@ class _Whole:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         return self._read()
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor) -> _Whole:
         self.ids, self.mask = self.ids[rows], self.mask[rows]
+        return self
 
     def _read(self) -> Tensor:
         positions = prompt_positions(self.mask) if self.padded else None
@@ -348,6 +402,18 @@ def _roomy_layer() -> type:
             self.length = end
             views = self.keys, self.values = self._views()
             return views
+
+        def unpack(self, rows: Tensor, group: int, prompt: int) -> None:
+            """From a row per prompt, its samples' tokens by turns after it, to a row for each of these samples."""
+
+            def apart(states: Tensor) -> Tensor:
+                own = states[:, :, prompt:].unflatten(2, (-1, group)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+                return torch.cat([states[rows // group, :, :prompt], own[rows]], 2)
+
+            assert self.keys is not None and self.values is not None  # there are prompts in it
+            self.key_store, self.value_store = apart(self.keys), apart(self.values)
+            self.length = self.key_store.shape[2]
+            self.keys, self.values = self._views()
 
         def batch_select_indices(self, indices: Tensor) -> None:
             self.key_store, self.value_store = self.key_store[indices], self.value_store[indices]

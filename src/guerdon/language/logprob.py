@@ -245,7 +245,8 @@ class _TokenLogprob(torch.autograd.Function):
         if ctx.probabilities is not None:
             height, width = max(rows, 1), tokens
         else:
-            budget = budget // 2 if grad_entropy is not None else budget
+            # half of the forward pass's, because the matrix gradient stands beside the tile; entropies need two tiles
+            budget //= 4 if grad_entropy is not None else 2
             height = max(1, min(rows, budget // min(tokens, _FEWEST_COLUMNS)))
             width = max(1, min(tokens, budget // height))
         plain = grad_entropy is None

@@ -16,6 +16,7 @@ from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, 
 from guerdon.language.backbone import Backbone
 from guerdon.language.generation import Generation, Uniforms, generate
 from guerdon.language.probe import probe
+from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -24,11 +25,15 @@ _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"
 
 
 class LogProb(NamedTuple):
-    """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic."""
+    """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic.
+
+    `kl` is None: the divergence of tokens is estimated, or would need every logit of the reference.
+    """
 
     logp: Tensor
     entropy: Tensor | None
     values: Tensor | None
+    kl: Tensor | None = None
 
 
 class LanguagePolicy(nn.Module):
@@ -362,11 +367,51 @@ class LanguagePolicy(nn.Module):
         with self.model.disable_adapter():
             return self._score(self.backbone, steps, mask, entropy=False).logp
 
-    def demonstrations(self, rows: Sequence[Mapping[str, Any]]) -> Rollout:
+    def imitation_loss(self, given: Rollout, *, module: Callable[..., Any] | None = None) -> Loss:
+        """Minus the log-probability of given completions, summed over their tokens.
+
+        Args:
+            given: from `demonstrations`.
+            module: what wraps the policy, if anything does.
+
+        Returns:
+            The loss; count is the number of live tokens.
+
+        Gradient:
+            Through the model's trained parameters.
+        """
+        logp = self.log_prob(given, entropy=False, module=module).logp
+        return Loss(-logp.masked_fill(~given.mask, 0.0).sum(), given.mask.sum().to(logp.dtype), {})
+
+    def imitation(
+        self, rollout: Rollout, seeds: Sequence[int], *, drift: bool = False, module: Callable[..., Any] | None = None
+    ) -> Imitation:
+        """What learning from each sample would cost: minus its log-probability.
+
+        Args:
+            rollout: samples, of any origin.
+            seeds: not used: nothing is drawn.
+            drift: also half the squared difference from the reference's log-probability, the mean over live tokens.
+            module: what wraps the policy, if anything does.
+
+        Returns:
+            `imitation` and `drift` [P, G].
+
+        Gradient:
+            Through the model's trained parameters.
+        """
+        logp = self.log_prob(rollout, entropy=False, module=module).logp.masked_fill(~rollout.mask, 0.0)
+        if not drift:
+            return Imitation(-logp.sum(-1), None)
+        gap = logp - self.reference_log_prob(rollout, module=module).masked_fill(~rollout.mask, 0.0)
+        return Imitation(-logp.sum(-1), gap.square().sum(-1) / (2 * rollout.mask.sum(-1).clamp(min=1)))
+
+    def demonstrations(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int] | None = None) -> Rollout:
         """Given completions as a rollout with one sample a prompt, for supervised training.
 
         Args:
             rows: each with `prompt` (text or messages) and `completion` (text); an end token is added.
+            seeds: not used: nothing is drawn.
 
         Returns:
             A rollout [B, 1, T]; `logp_old` is zero.
@@ -460,7 +505,8 @@ class LanguagePolicy(nn.Module):
             prompt_ids,
             prompt_mask,
             completion_ids,
-            shared=backbone.shares_prompt and not whole,
+            # a group of one shares nothing, and one pass is faster than two
+            shared=backbone.shares_prompt and full[1] > 1 and not whole,
             hidden=self.critic is not None,
         )
         reading, ids = reading.map(lambda part: part.flatten(0, 1)), completion_ids.flatten()

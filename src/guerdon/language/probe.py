@@ -95,16 +95,16 @@ def _probe(causal: Any) -> Backbone:
             raise TypeError("the cache does not keep its gradient")
         return score(True)
 
-    def step_by_step() -> Tensor:
-        from guerdon.language.generation import _Cached
+    def step_by_step(packed: bool = False) -> Tensor:
+        from guerdon.language.generation import _Cached, _Packed
 
-        reader = _Cached(backbone, prompt_ids, mask, group, length)
-        steps = [reader.start()]
+        reader = (_Packed if packed else _Cached)(backbone, prompt_ids, mask, group, length)
+        chosen = completion_ids.flatten(0, 1)
+        steps = [reader.start(), reader.next(chosen[:, 0], 0)]
         # the rows are put in another order on the way, as when samples leave the batch
         order = torch.arange(len(truth), device=device).flip(0)
-        reader.keep(order)
-        chosen = completion_ids.flatten(0, 1)[order]
-        steps += [reader.next(chosen[:, step], step)[order] for step in range(length - 1)]
+        reader = reader.keep(order)
+        steps += [reader.next(chosen[order, step], step)[order] for step in range(1, length - 1)]
         return torch.stack(steps, 1)
 
     def wide() -> Tensor:
@@ -120,4 +120,5 @@ def _probe(causal: Any) -> Backbone:
     backbone.shares_prompt = test("shares_prompt", shared, truth)
     backbone.caches = test("caches", step_by_step, truth)
     backbone.wide_mask = backbone.caches and test("wide_mask", wide, truth)
+    backbone.packs = backbone.wide_mask and test("packs", lambda: step_by_step(packed=True), truth)
     return backbone

@@ -11,11 +11,14 @@ from guerdon.stages import lazy
 MEMBERS = {
     "copo_loss": "copo",
     "dapo": "policy_gradient",
+    "dpok": "dpok",
     "dr_grpo": "policy_gradient",
     "gspo": "policy_gradient",
     "policy_gradient": "policy_gradient",
     "ppo": "ppo",
+    "prdp": "reward_difference",
     "real": "real",
+    "reward_weighted": "reward_weighted",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

@@ -30,7 +30,7 @@ def copo_loss(
     clip_high: float | None = 0.2,
     dual_clip: float | None = 3.0,
     beta: float = 0.0,
-    kl: KlEstimator = "k3",
+    kl_estimator: KlEstimator = "k3",
     denominator: Denominator = "per_sample",
     max_length: int | None = None,
 ) -> Loss:
@@ -52,7 +52,7 @@ def copo_loss(
         clip_high: upper bound of the ratio is 1 + clip_high where the advantage is positive; None = no bound.
         dual_clip: where an advantage is negative its loss is at most dual_clip * |A|; above 1; None = no bound.
         beta: weight of the divergence from the reference, added to every step's loss.
-        kl: its estimator, see `guerdon.objectives.kl.kl_estimate`.
+        kl_estimator: how it is estimated, see `guerdon.objectives.kl.kl_estimate`.
         denominator: how steps are averaged, see `guerdon.objectives.reduce.reduce_steps`.
         max_length: steps, for the denominator `constant`.
 
@@ -114,7 +114,7 @@ def copo_loss(
         metrics["wrong_raised"] = masked_mean((blend.squeeze(-1) > 0).to(blend.dtype), rewards == 0)
     if logp_ref is not None:
         check_shapes(where, mask=(mask, per_step), logp_ref=(logp_ref, per_step))
-        divergence = kl_estimate(logp, logp_ref.detach().where(mask, 0.0), kl)
+        divergence = kl_estimate(logp, logp_ref.detach().where(mask, 0.0), kl_estimator)
         metrics["kl"] = masked_mean(divergence, mask)
         if beta:
             loss = loss + beta * divergence

@@ -7,9 +7,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from guerdon.errors import RecipeError, ShapeError
+from guerdon.errors import BindingError, RecipeError, ShapeError, check_shapes
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Divergence = Literal["k1", "k2", "k3", "exact"]
 
 _LARGEST_EXPONENT = 20.0
 
@@ -63,3 +64,44 @@ def kl_estimate(
         e = e.clamp(max=_LARGEST_EXPONENT)
         return e.exp() - e - 1
     raise RecipeError(f"the KL estimator must be k1, k2 or k3; got {estimator!r}.")
+
+
+def step_divergence(
+    where: str,
+    logp: Tensor,
+    logp_ref: Tensor | None,
+    kl: Tensor | None,
+    mask: Tensor,
+    beta: float,
+    estimator: Divergence,
+) -> Tensor | None:
+    """The divergence from the reference at live steps, 0 at masked ones, for an objective with the weight `beta`.
+
+    Args:
+        where: the objective that asks; it opens errors.
+        logp: [P, G, T], 0 where masked.
+        logp_ref: [P, G, T], for an estimate.
+        kl: [P, G, T], for `exact`.
+        mask: [P, G, T].
+        beta: weight of the divergence; where it is not 0 the field must be there.
+        estimator: how it is found.
+
+    Returns:
+        [P, G, T] with graph, or None where the field is not there and beta is 0.
+
+    Raises:
+        BindingError: the field is missing though beta is not 0.
+        ShapeError: the field has another shape.
+        RecipeError: the estimator is unknown.
+    """
+    field, name = (kl, "kl") if estimator == "exact" else (logp_ref, "logp_ref")
+    if field is None:
+        if beta:
+            # language models have no closed form
+            advice = "take kl_estimator: k3, or set beta: 0." if estimator == "exact" else "set beta: 0."
+            raise BindingError(f"{where}: beta = {beta} needs the field {name}, which is not there; {advice}")
+        return None
+    check_shapes(where, mask=(mask, "P G T"), **{name: (field, "P G T")})
+    if estimator == "exact":
+        return field.where(mask, 0.0)
+    return kl_estimate(logp, field.detach().where(mask, 0.0), estimator)

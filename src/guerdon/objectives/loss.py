@@ -1,4 +1,4 @@
-"""What every objective returns."""
+"""What every objective returns, and what a policy returns to those that learn from samples as from examples."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ class Loss(NamedTuple):
     total: Tensor
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
     metrics: dict[str, Tensor]
+
+
+class Imitation(NamedTuple):
+    """What learning from each of a policy's samples as from an example would cost.
+
+    Attributes:
+        imitation: [P, G] with graph: minus the log-probability of a text, the denoising loss of an image.
+        drift: [P, G] with graph: how far the policy has moved from its reference at the sample; None if not asked for.
+    """
+
+    imitation: Tensor
+    drift: Tensor | None

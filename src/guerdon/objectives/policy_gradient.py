@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from guerdon.errors import BindingError, RecipeError, ShapeError, check_shapes, nearest
-from guerdon.objectives.kl import KlEstimator, kl_estimate
+from guerdon.objectives.kl import step_divergence
 from guerdon.objectives.loss import Loss
 from guerdon.objectives.reduce import Denominator, masked_mean, reduce_steps
 from guerdon.objectives.surrogate import check_clips, clipped_surrogate, probability_ratio, ratio_metrics
 
 Level = Literal["token", "sequence", "sequence_token"]
+Divergence = Literal["k1", "k2", "k3", "exact"]
 
 
 def policy_gradient(
@@ -29,14 +30,16 @@ def policy_gradient(
     logp_ref: Float[Tensor, "P G T"] | None = None,
     entropy: Float[Tensor, "P G T"] | None = None,
     truncated: Bool[Tensor, "P G"] | None = None,
+    kl: Float[Tensor, "P G T"] | None = None,
     *,
     level: Level = "token",
     clip_low: float | None = 0.2,
     clip_high: float | None = 0.2,
     ratio_max: float | None = None,
     dual_clip: float | None = None,
+    advantage_clip: float | None = None,
     beta: float = 0.0,
-    kl: KlEstimator = "k3",
+    kl_estimator: Divergence = "k3",
     entropy_bonus: float = 0.0,
     denominator: Denominator = "per_sample",
     max_length: int | None = None,
@@ -54,16 +57,20 @@ def policy_gradient(
         logp_old: [P, G, T], under the policy that sampled the steps.
         advantages: [P, G], or [P, G, T] per step.
         mask: [P, G, T], True = a live step.
-        logp_ref: [P, G, T], under the reference; needed when beta > 0.
+        logp_ref: [P, G, T], under the reference; needed when beta > 0, unless the divergence is exact.
         entropy: [P, G, T], entropy of the policy at each step, in nats; needed when entropy_bonus is not 0.
         truncated: [P, G], True = the sample was cut off; needed with mask_truncated.
+        kl: [P, G, T], the exact divergence of each step from the reference, with graph, in nats, from policies whose
+            steps have one in closed form (Gaussian steps of diffusion and flow); needed when beta > 0 and exact.
         level: which probabilities the ratio compares.
         clip_low: lower bound of the ratio is 1 - clip_low where the advantage is negative; None = no bound.
         clip_high: upper bound of the ratio is 1 + clip_high where the advantage is positive; None = no bound.
         ratio_max: upper bound of the ratio where the advantage is negative (two-sided clipping), above 1 + clip_high.
         dual_clip: where the advantage is negative the loss is at most dual_clip * |A|; above 1, commonly 3.
+        advantage_clip: advantages are held within +- this; None = as they are. Image models use 5.
         beta: weight of the divergence from the reference, added to every step's loss.
-        kl: its estimator, see `guerdon.objectives.kl.kl_estimate`.
+        kl_estimator: `k1`, `k2`, `k3` estimate it from logp and logp_ref, see `guerdon.objectives.kl.kl_estimate`;
+            `exact` takes the field kl.
         entropy_bonus: weight of the entropy, subtracted from every step's loss.
         denominator: how steps are averaged, see `guerdon.objectives.reduce.reduce_steps`.
         max_length: steps, for the denominator `constant`.
@@ -71,16 +78,17 @@ def policy_gradient(
 
     Returns:
         The loss. Metrics over live steps: `ratio_mean`, `ratio_max`, `clip_share` (steps without gradient because of
-        the clip), `clip_low_share`, `clip_high_share`; `kl` where logp_ref is given, `entropy` where entropy is.
+        the clip), `clip_low_share`, `clip_high_share`; `kl` where logp_ref (or, if exact, kl) is given, `entropy` where
+        entropy is.
 
     Raises:
         ShapeError: an argument has another shape, or advantages per step meet level `sequence`.
-        BindingError: an option needs logp_ref, entropy or truncated, which is not given.
+        BindingError: an option needs logp_ref, kl, entropy or truncated, which is not given.
         RecipeError: an option is unknown or contradicts another.
 
     Gradient:
-        To logp, and to entropy; none to logp_old, logp_ref or advantages. A ratio beyond its bound passes none; nor
-        does a log-ratio beyond +-20.
+        To logp, and to entropy and kl where they are used; none to logp_old, logp_ref or advantages. A ratio
+        beyond its bound passes none; nor does a log-ratio beyond +-20.
 
     Edge cases:
         Masked steps may hold anything, NaN included. A sample without live steps adds 0 but counts as a sample. With
@@ -103,6 +111,8 @@ def policy_gradient(
             f"{nearest(level, ('token', 'sequence', 'sequence_token'))}"
         )
     check_clips(where, clip_low, clip_high, ratio_max, dual_clip)
+    if advantage_clip is not None and advantage_clip <= 0:
+        raise RecipeError(f"{where}: advantage_clip must be above 0, or null for no bound; got {advantage_clip}.")
     per_step = "P G T"
     check_shapes(
         where,
@@ -126,19 +136,18 @@ def policy_gradient(
     logp, logp_old = logp.where(mask, 0.0), logp_old.detach().where(mask, 0.0)
     advantages = advantages.detach() if advantages.ndim == 3 else advantages.detach().unsqueeze(-1)
     advantages = advantages.where(mask, 0.0)
+    if advantage_clip is not None:
+        advantages = advantages.clamp(-advantage_clip, advantage_clip)
 
     ratio = _ratio(logp, logp_old, mask, level)
     loss = clipped_surrogate(ratio, advantages, clip_low, clip_high, ratio_max, dual_clip)
     metrics = ratio_metrics(ratio, advantages, mask, clip_low, clip_high)
 
-    if logp_ref is not None:
-        check_shapes(where, mask=(mask, per_step), logp_ref=(logp_ref, per_step))
-        divergence = kl_estimate(logp, logp_ref.detach().where(mask, 0.0), kl)
+    divergence = step_divergence(where, logp, logp_ref, kl, mask, beta, kl_estimator)
+    if divergence is not None:
         metrics["kl"] = masked_mean(divergence, mask)
         if beta:
             loss = loss + beta * divergence
-    elif beta:
-        raise BindingError(f"{where}: beta = {beta} needs the field logp_ref, which is not there; set beta: 0.")
 
     if entropy is not None:
         check_shapes(where, mask=(mask, per_step), entropy=(entropy, per_step))

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from guerdon.errors import RecipeError
-from guerdon.recipes.yaml12 import scalar
 
 
 def parse(words: Iterable[str]) -> dict[str, Any]:
@@ -25,6 +24,8 @@ def parse(words: Iterable[str]) -> dict[str, Any]:
         >>> parse(["--optim.lr", "1e-4", "--rewards.correct=exact_answer", "--policy.gradient_checkpointing"])
         {'optim.lr': 0.0001, 'rewards.correct': 'exact_answer', 'policy.gradient_checkpointing': True}
     """
+    from guerdon.recipes.yaml12 import scalar  # YAML is not needed to show help
+
     found: dict[str, Any] = {}
     waiting: str | None = None
     for word in words:

@@ -14,11 +14,13 @@ from typing import Any
 from guerdon.components import normalise
 from guerdon.errors import RecipeError, UnknownNameError, nearest
 from guerdon.recipes import overrides as _overrides
-from guerdon.recipes.settings import Evaluation, Lora, Optim, Policy, Recipe, Run, WarmStart
+from guerdon.recipes.settings import Diffusion, Evaluation, Flow, Lora, Optim, Policy, Recipe, Run, WarmStart
 from guerdon.typed import convert
 
 __all__ = [
+    "Diffusion",
     "Evaluation",
+    "Flow",
     "Lora",
     "Optim",
     "Policy",

@@ -28,9 +28,9 @@ class Lora:
 
 @dataclass
 class Policy:
-    """What is trained, and how it samples."""
+    """A language model, and how it samples."""
 
-    kind: Literal["language"] = _set("language", "domain of the policy")
+    kind: Literal["language"] = _set("language", "language, diffusion or flow")
     model: str | None = _set(None, "a bundled model, a folder, or a name on the Hugging Face hub")
     max_new_tokens: int = _set(256, "longest sample, in tokens", at_least=1)
     temperature: float = _set(1.0, "of sampling", above=0)
@@ -39,6 +39,68 @@ class Policy:
     lora: Lora | None = _set(None, "train adapters instead of all weights; {} for the defaults")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = _set("float32", "of the weights")
     gradient_checkpointing: bool = _set(False, "less memory, one more forward pass")
+
+
+@dataclass
+class ImageLora:
+    """Low-rank adapters of an image model."""
+
+    rank: int = _set(16, "rank of the adapters", at_least=1)
+    alpha: float = _set(32.0, "the update is scaled by alpha / rank", above=0)
+    target_modules: str | list[str] | None = _set(
+        None, "layers that get an adapter; null = attention, where there is any"
+    )
+
+
+@dataclass
+class Denoiser:
+    """What diffusion and flow policies share."""
+
+    kind: Any = _set("", "language, diffusion or flow")
+    model: str | None = _set(None, "a bundled model or base, a pipeline's folder, or a name on the Hugging Face hub")
+    steps: int = _set(10, "denoising steps of a training sample", at_least=1)
+    eval_steps: int | None = _set(None, "denoising steps of a held-out greedy sample; null = steps", at_least=1)
+    guidance: float = _set(1.0, "scale of classifier-free guidance; 1 = none", at_least=0)
+    logp_reduction: Literal["mean", "sum"] = _set(
+        "mean", "over an image's dimensions; scales clips and divergences too"
+    )
+    trained_share: float = _set(1.0, "train on the first steps only, as a share of all", above=0, at_most=1)
+    random_share: float = _set(1.0, "of those, train on a random share", above=0, at_most=1)
+    window: int | None = _set(None, "only so many steps in a row have noise and are trained; null = all", at_least=1)
+    shared_noise: bool = _set(False, "the samples of a group start from the same noise")
+    condition_dropout: float = _set(
+        0.1, "share of examples without a prompt in supervised steps", at_least=0, at_most=1
+    )
+    kl_scaling: Literal["exact", "time"] = _set(
+        "exact", "of the exact divergence; time: times the step's length, as Flow-GRPO's code has it"
+    )
+    lora: ImageLora | None = _set(None, "train adapters instead of all weights; {} for the defaults")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = _set("float32", "of the weights")
+    gradient_checkpointing: bool = _set(False, "less memory, one more forward pass")
+
+
+@dataclass
+class Diffusion(Denoiser):
+    """A diffusion model (DDPM), sampled by DDIM with noise."""
+
+    kind: Literal["diffusion"] = _set("diffusion", "language, diffusion or flow")
+    eta: float = _set(1.0, "noise of a step, as a share of the ancestral sampler's", above=0, at_most=1)
+    spacing: Literal["leading", "trailing", "linspace"] | None = _set(None, "of the times; null = the scheduler's")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = _set(
+        None, "what the network gives; null = as its scheduler says"
+    )
+
+
+@dataclass
+class Flow(Denoiser):
+    """A flow-matching model, sampled by the stochastic equation with the same marginals."""
+
+    kind: Literal["flow"] = _set("flow", "language, diffusion or flow")
+    std: Literal["flow_grpo", "dance"] = _set("flow_grpo", "how the noise of a step depends on its time")
+    noise_level: float = _set(0.7, "of the noise: a of Flow-GRPO, eta of DanceGRPO (there 0.3)", above=0)
+    spacing: Literal["scheduler", "even"] = _set("scheduler", "of the times: as the scheduler's pipeline, or even")
+    shift: float | None = _set(None, "of the times towards noise; null = the scheduler's", above=0)
+    times: Literal["logit_normal", "uniform"] = _set("logit_normal", "how supervised steps draw their times")
 
 
 @dataclass
@@ -53,8 +115,12 @@ class Optim:
     eps: float = _set(1e-8, "of AdamW", above=0)
     weight_decay: float = _set(0.0, "decoupled weight decay", at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = _set("constant", "of the learning rate after warm-up")
+    final_lr: float = _set(0.0, "where linear and cosine end, as a share of lr", at_least=0, at_most=1)
     warmup_steps: int = _set(0, "updates over which the rate rises from 0", at_least=0)
     clip_norm: float | None = _set(1.0, "largest gradient norm; null = not clipped", above=0)
+    ema: float | None = _set(
+        None, "decay of an average of the weights, evaluated and saved beside them", above=0, at_most=1
+    )
 
 
 @dataclass
@@ -97,7 +163,7 @@ class Recipe:
     loop: Literal["online", "supervised"] = _set(
         "online", "learn from rewards of own samples, or from given completions"
     )
-    policy: Policy = _set(Policy, "what is trained")
+    policy: Policy | Diffusion | Flow = _set(Policy, "what is trained, and how it samples")
     data: str | None = _set(None, "a bundled task, or a path: .jsonl, .csv, .parquet, or a saved datasets folder")
     warm_start: WarmStart | None = _set(None, "supervised steps before the loop; null = none")
     sampling: Component = _set("uniform", "which prompts are drawn", component="sampling")

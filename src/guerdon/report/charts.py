@@ -105,8 +105,8 @@ UPDATE = (
     Spec.of("logp_gap", "Sampler to trainer gap", "nats", zero=True),
 )
 SPEED = (
-    Spec.of("tokens_per_s", "Speed", "tokens/s", zero=True),
-    Spec.of("tokens", "Tokens", "a step", zero=True),
+    Spec.of("tokens_per_s", "Speed", "{steps}/s", zero=True),
+    Spec.of("tokens", "Trained on", "{steps} a step", zero=True),
 )
 PREFIXES = ("score/", "shaped/", "weight/", "share/", "watch/", "seconds/", "eval/")
 NOT_DRAWN = {"step", "elapsed", "reward"}

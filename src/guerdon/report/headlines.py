@@ -14,8 +14,8 @@ TRAINED: dict[str, tuple[str, str, Style]] = {  # metric -> label, unit, style
     "eval/loss": ("Held-out loss", "nats", "plain"),
     "loss": ("Loss", "nats", "plain"),
     "constant_groups": ("Constant groups", "", "share"),
-    "length": ("Length", "steps", "plain"),
-    "tokens_per_s": ("Speed", "tokens/s", "plain"),
+    "length": ("Length", "{steps}", "plain"),
+    "tokens_per_s": ("Speed", "{steps}/s", "plain"),
 }
 
 
@@ -79,7 +79,7 @@ def headlines(run: Run) -> list[Headline]:
         if key == "loss" and "reward" in keys:
             continue  # a policy gradient's loss says nothing about how well it does
         if key != "reward" or not any(found):
-            found.append(_trained(run, key, label, step_unit(run) if key == "length" else unit, style))
+            found.append(_trained(run, key, label, unit.format(steps=step_unit(run)), style))
     return [headline for headline in found if headline is not None]
 
 

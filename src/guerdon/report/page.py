@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def write_report(run: Path | str) -> Path:
         ledger=ledger,
         samples=samples,
         machine=_machine(read),
+        picture=partial(_picture, read.path),
     )
     return _replace(read.path / "report.html", html)
 
@@ -86,6 +88,17 @@ def write_comparison(runs: list[Path] | list[str], out: Path | str) -> Path:
         sections=sections,
     )
     return _replace(Path(out), html)
+
+
+def _picture(run: Path, name: str) -> str:
+    """A picture of a run as a `data:` address, so that the page stays one file; empty if it is gone."""
+    path = run / name
+    small = path.with_suffix(".small.png")
+    try:
+        content = (small if small.is_file() else path).read_bytes()
+    except OSError:
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

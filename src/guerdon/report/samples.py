@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,17 @@ from guerdon.report.thinning import Evenly
 from guerdon.report.words import cut
 
 SHOWN_PAIRS = 8
+SHOWN_PICTURES = 24
 TEXT = 1500
+_IMAGE = re.compile(r"images/[A-Za-z0-9-]+\.png")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample as the page shows it: a text, or a picture and where it lies in the run directory."""
+
+    text: str
+    image: str = ""
 
 
 @dataclass
@@ -22,8 +33,8 @@ class Pair:
 
     index: int
     prompt: str
-    before: str
-    after: str
+    before: Shown
+    after: Shown
     reward_before: float | None
     reward_after: float | None
     scores: list[tuple[str, float | None, float | None]]
@@ -53,11 +64,13 @@ class Samples:
         mode: how the pairs were drawn, `greedy` or `sampled`.
         sets: the pairs by whether the reward rose, fell or stayed.
         texts: step -> prompt row -> prompt and its samples in the order they were drawn, at a few training steps.
+        pictures: whether the pairs are pictures.
     """
 
     mode: str = ""
     sets: list[PairSet] = field(default_factory=list)
-    texts: dict[int, dict[int, tuple[str, list[str]]]] = field(default_factory=dict)
+    texts: dict[int, dict[int, tuple[str, list[Shown]]]] = field(default_factory=dict)
+    pictures: bool = False
 
 
 def read_samples(path: Path, notes: list[str]) -> Samples:
@@ -76,8 +89,8 @@ def read_samples(path: Path, notes: list[str]) -> Samples:
     ends: dict[str, dict[tuple[str, int, int], dict[str, Any]]] = {"before": {}, "after": {}}
     seen: dict[str, Counter[tuple[str, int]]] = {"before": Counter(), "after": Counter()}
     written: dict[str, int] = {}
-    steps: Evenly[tuple[int, dict[int, tuple[str, list[str]]]]] = Evenly(SHOWN_STEPS)
-    current: tuple[int, dict[int, tuple[str, list[str]]]] | None = None
+    steps: Evenly[tuple[int, dict[int, tuple[str, list[Shown]]]]] = Evenly(SHOWN_STEPS)
+    current: tuple[int, dict[int, tuple[str, list[Shown]]]] | None = None
     for _, record in read_lines(path, notes):
         phase, step, index = record.get("phase"), record["step"], record.get("index", -1)
         if phase in ends:
@@ -93,7 +106,7 @@ def read_samples(path: Path, notes: list[str]) -> Samples:
                 current = (step, {})
                 steps.add(current)
             texts = current[1].setdefault(index, (cut(record.get("prompt", ""), TEXT), []))[1]
-            texts.append(cut(record.get("sample", ""), TEXT))
+            texts.append(_shown(record.get("sample", "")))
     modes = {key[0] for key in ends["before"].keys() & ends["after"].keys()}
     mode = "greedy" if "greedy" in modes else min(modes, default="")
     pairs = [
@@ -101,7 +114,8 @@ def read_samples(path: Path, notes: list[str]) -> Samples:
         for key, before in ends["before"].items()
         if key[0] == mode and key in ends["after"]
     ]
-    return Samples(mode, _sets(pairs), dict(steps.pick()))
+    pictures = any(pair.before.image or pair.after.image for pair in pairs)
+    return Samples(mode, _sets(pairs), dict(steps.pick()), pictures)
 
 
 def _pair(before: dict[str, Any], after: dict[str, Any]) -> Pair:
@@ -110,12 +124,20 @@ def _pair(before: dict[str, Any], after: dict[str, Any]) -> Pair:
     return Pair(
         index=before.get("index", -1),
         prompt=cut(before.get("prompt", ""), TEXT),
-        before=cut(before.get("sample", ""), TEXT),
-        after=cut(after.get("sample", ""), TEXT),
+        before=_shown(before.get("sample", "")),
+        after=_shown(after.get("sample", "")),
         reward_before=finite(before.get("reward")),
         reward_after=finite(after.get("reward")),
         scores=[(name, finite(old.get(name)), finite(new.get(name))) for name in names],
     )
+
+
+def _shown(sample: Any) -> Shown:
+    image = sample.get("image") if isinstance(sample, dict) else None
+    # a name that a run gives, and no other file of the reader's machine
+    if isinstance(image, str) and _IMAGE.fullmatch(image):
+        return Shown(image, image)
+    return Shown(cut(sample, TEXT))
 
 
 def _sets(pairs: list[Pair]) -> list[PairSet]:
@@ -124,4 +146,5 @@ def _sets(pairs: list[Pair]) -> list[PairSet]:
     fell = sorted((pair for pair in pairs if pair.gain < 0), key=lambda pair: pair.gain)
     same = [pair for pair in pairs if pair.gain == 0]
     named = [("Reward rose", rose), ("Reward fell", fell), ("Reward unchanged", same)]
-    return [PairSet(title, len(group), group[:SHOWN_PAIRS]) for title, group in named if group]
+    most = SHOWN_PICTURES if any(pair.before.image for pair in pairs) else SHOWN_PAIRS
+    return [PairSet(title, len(group), group[:most]) for title, group in named if group]

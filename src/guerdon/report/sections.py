@@ -46,7 +46,7 @@ def run_sections(run: Run, ledger: LedgerView) -> list[Section]:
     supervised = [
         _supervised(run, "loss", "Loss", "", zero=True),
         _supervised(run, "lr", "Learning rate", "", zero=True),
-        _supervised(run, "tokens_per_s", "Speed", "tokens/s", zero=True),
+        _supervised(run, "tokens_per_s", "Speed", f"{step_unit(run)}/s", zero=True),
     ]
     named = [
         section("reward", "Reward", _reward_note(run), [*_reward(run), *_watched(run)]),

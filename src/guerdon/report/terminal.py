@@ -116,5 +116,5 @@ def print_samples(run: Path | str, console: Console | None = None, most: int = 3
         table.add_column("before", max_width=40)
         table.add_column("after", max_width=40)
         for pair in group.pairs[:most]:
-            table.add_row(Text(pair.prompt), Text(pair.before, "dim"), Text(pair.after))
+            table.add_row(Text(pair.prompt), Text(pair.before.text, "dim"), Text(pair.after.text))
         console.print(table)

@@ -9,6 +9,7 @@ MEMBERS = {
     "block_closeness": "closeness",
     "box_closeness": "closeness",
     "box_hit": "closeness",
+    "instant": "instant",
     "noisy": "noise",
     "exact_answer": "verifiers",
     "regex": "verifiers",
@@ -16,6 +17,7 @@ MEMBERS = {
     "overlong": "overlong",
     "kl_penalty": "kl_penalty",
     "tournament": "tournament",
+    "win_rate": "win_rate",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

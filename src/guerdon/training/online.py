@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from guerdon.errors import DataError, NumericsError, RecipeError, ShapeError
 from guerdon.ledger import Attribution, attribute
-from guerdon.objectives.loss import Loss
+from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout, join
 from guerdon.sampling.uniform import uniform
 from guerdon.signal import Signal
 from guerdon.stages import call, check, wants
+from guerdon.training.average import WeightAverage
 from guerdon.training.checkpoint import LoopState, collect, restore
 from guerdon.training.optimisation import Optim
 from guerdon.training.policy import PolicyOutput
@@ -112,6 +113,13 @@ class Online:
         self.seed = seed
         self.steps_done = 0
         self.needs_reference = signal.needs("logp_ref") or wants(objective, "logp_ref")
+        # an objective that learns from whole samples as from examples may do without the log-probabilities of steps
+        self.needs_logp, self.needs_imitation = wants(objective, "logp"), wants(objective, "imitation")
+        self.needs_drift = wants(objective, "drift")
+        if wants(objective, "kl"):
+            policy.exact_kl = True
+        if signal.needs("projections"):
+            policy.keep_projections = True
         self.has_critic = bool(getattr(policy, "has_critic", False))
         prepared = ({"logp_ref"} if self.needs_reference else set()) | (
             {"values", "values_old"} if self.has_critic else set()
@@ -122,6 +130,7 @@ class Online:
         # not prepared by accelerate: that would step it once per process, and a schedule counts updates of the run
         self.schedule = schedule
         self.trained = [p for p in policy.parameters() if p.requires_grad]
+        self.average = None if self.settings.ema is None else WeightAverage(self.trained, decay=self.settings.ema)
 
     def step(self) -> StepResult:
         """Make one step.
@@ -209,6 +218,8 @@ class Online:
             rollout = self.policy.sample(prompts, self.group_size, seeds, module=self.module)
             columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
             rollout = rollout.update({"columns": columns, "indices": [indices[i] for i in block]})
+            if self.needs_imitation:
+                rollout = rollout.update({"seeds": seeds})
         with clock("score"):
             return self._rescore(rollout)
 
@@ -243,14 +254,14 @@ class Online:
     def _update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from a rollout: passes over mini-batches of whole groups."""
         record = _Averages()
-        for _ in range(self.passes):
+        for number in range(self.passes):
             for k in range(self.mini_batches):
                 # every mini_batches-th prompt: the same prompts whatever the number of processes
                 batch = rollout if self.mini_batches == 1 else rollout.select(slice(k, None, self.mini_batches))
-                self._update_once(batch, record)
+                self._update_once(batch, number, record)
         return record.result(self.accelerator)
 
-    def _update_once(self, batch: Rollout, record: _Averages) -> None:
+    def _update_once(self, batch: Rollout, number: int, record: _Averages) -> None:
         count = self._count(batch)
         scale = self.processes / count.clamp(min=1.0)
         chunks = list(self._micro_batches(batch))
@@ -259,8 +270,8 @@ class Online:
         for i, chunk in enumerate(chunks):
             last = i == len(chunks) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
-                out: PolicyOutput = self.policy.log_prob(chunk, module=self.module)
-                loss = self._loss(chunk, out)
+                out = self._score(chunk)
+                loss = self._loss(chunk, out, self._imitation(chunk, number))
                 self.accelerator.backward(loss.total * scale)
             seen += loss.count.detach().to(count.dtype)
             total += loss.total.detach().to(total.dtype)
@@ -284,23 +295,43 @@ class Online:
         record.number("lr", self.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         record.number("loss", (total / count.clamp(min=1.0)).item())
         record.number("grad_norm", norm.item())
 
-    def _loss(self, chunk: Rollout, out: PolicyOutput) -> Loss:
+    def _score(self, chunk: Rollout) -> PolicyOutput:
+        if self.needs_logp:
+            return self.policy.log_prob(chunk, module=self.module)
+        return _Blank(chunk.logp_old, None, None)
+
+    def _imitation(self, chunk: Rollout, number: int) -> Imitation | None:
+        if not self.needs_imitation:
+            return None
+        # other noise in every pass, the same whatever the micro-batches
+        seeds = [mix_seed(seed, number, 4) for seed in chunk.extras["seeds"]]
+        return self.policy.imitation(chunk, seeds, drift=self.needs_drift, module=self.module)
+
+    def _loss(self, chunk: Rollout, out: PolicyOutput, imitation: Imitation | None) -> Loss:
         logp_old = out.logp.detach() if self._on_policy else chunk.logp_old
         fields = chunk.available() | {"logp": out.logp, "logp_old": logp_old}
         if out.entropy is not None:
             fields["entropy"] = out.entropy
         if out.values is not None:
             fields |= {"values": out.values, "values_old": chunk.values}
+        if out.kl is not None:
+            fields["kl"] = out.kl
+        if imitation is not None:
+            fields |= {name: value for name, value in imitation._asdict().items() if value is not None}
         return call(self.objective, fields)
 
     @torch.no_grad()
     def _count(self, batch: Rollout) -> Tensor:
         """The mini-batch's denominator over all processes, found beforehand so that one backward pass is enough."""
-        blank = _Blank(batch.logp_old, torch.zeros_like(batch.logp_old), batch.values)
-        count = self._loss(batch, blank).count.detach().to(torch.float32).reshape(())
+        nothing = torch.zeros_like(batch.logp_old)
+        blank = _Blank(batch.logp_old, nothing, batch.values, nothing)
+        imitation = Imitation(nothing.sum(-1), nothing.sum(-1)) if self.needs_imitation else None
+        count = self._loss(batch, blank, imitation).count.detach().to(torch.float32).reshape(())
         return self._sum_over_processes(count)
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
@@ -312,7 +343,13 @@ class Online:
         modules: dict[str, nn.Module] = {"sampler": self.sampler, "signal": self.signal}
         if isinstance(self.objective, nn.Module):
             modules["objective"] = self.objective
+        if self.average is not None:
+            modules["average"] = self.average
         return modules
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the policy has the averaged weights, if an average is kept."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def state(self) -> LoopState:
         """All that a resumed loop needs beside the policy's weights."""
@@ -335,6 +372,7 @@ class _Blank(NamedTuple):
     logp: Tensor
     entropy: Tensor | None
     values: Tensor | None
+    kl: Tensor | None = None
 
 
 def _check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
@@ -359,15 +397,17 @@ def check_fields(
         signal: its stages are checked in order, each seeing what the ones before it produce.
         objective: checked last.
         columns: names of the data's columns.
-        policy_fields: what the policy's rollouts carry beside the fields of every rollout.
+        policy_fields: what the policy's rollouts carry beside the fields of every rollout; and `kl`, if the policy gives
+            objectives the exact divergence.
         prepared: costly fields that will be there because a stage asks for them: `logp_ref`, `values`.
 
     Raises:
         BindingError: naming the stage, the field and the fields there are.
     """
     always = {"prompts", "samples", "mask", "logp_old", "lengths", "indices"}
-    there = signal.check(always | set(columns) | set(policy_fields) | (set(prepared) - {"values_old"}))
-    check(objective, there | {"logp", "entropy"} | set(prepared))
+    carried = set(policy_fields) | set(prepared)
+    there = signal.check(always | set(columns) | carried - {"values_old", "kl"})
+    check(objective, there | {"logp", "entropy", "imitation"} | carried)
 
 
 def data_length(rows: Sequence[Any]) -> int | None:

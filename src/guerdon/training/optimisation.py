@@ -22,9 +22,12 @@ class Optim:
         betas: AdamW's two decay rates; the first is SGD's momentum.
         eps: AdamW's eps.
         weight_decay: decoupled, on every trained parameter.
-        schedule: what follows the warm-up: `constant`, or down to 0 over the run: `linear`, `cosine`.
+        schedule: what follows the warm-up: `constant`, or down over the run: `linear`, `cosine`.
+        final_lr: where `linear` and `cosine` end, as a share of lr.
         warmup_steps: updates over which the rate rises linearly from 0.
         clip_norm: largest gradient norm; None = not clipped.
+        ema: decay of an exponential moving average of the weights, which is then evaluated and saved as the result;
+            None = none. See `guerdon.training.average.WeightAverage`.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -33,8 +36,10 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr: float = 0.0
     warmup_steps: int = 0
     clip_norm: float | None = 1.0
+    ema: float | None = None
 
     def build(self, parameters: Iterable[nn.Parameter], updates: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """Make the optimiser and its schedule.
@@ -56,10 +61,9 @@ class Optim:
             if update < self.warmup_steps:
                 return (update + 1) / self.warmup_steps
             progress = min((update - self.warmup_steps) / max(updates - self.warmup_steps, 1), 1.0)
-            if self.schedule == "linear":
-                return 1.0 - progress
-            if self.schedule == "cosine":
-                return 0.5 * (1.0 + math.cos(math.pi * progress))
-            return 1.0
+            if self.schedule == "constant":
+                return 1.0
+            left = 1.0 - progress if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+            return self.final_lr + (1.0 - self.final_lr) * left
 
         return optimizer, LambdaLR(optimizer, factor)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout
 
 
@@ -30,13 +31,21 @@ class PolicyOutput(Protocol):
         """A critic's estimate of what is still to come; None without a critic."""
         ...
 
+    @property
+    def kl(self) -> Tensor | None:
+        """Exact divergence from the reference, in nats, with gradient; None where it has no closed form or is not asked for."""
+        ...
+
 
 @runtime_checkable
 class Policy(Protocol):
     """An `nn.Module` that acts and scores its acts.
 
     `module` is what accelerate wrapped the policy into (DDP, FSDP, DeepSpeed): work that needs the weights goes through
-    it. `fields` names what its rollouts carry in `extras`.
+    it. `fields` names what its rollouts carry in `extras`. A loop sets `exact_kl` where its objective asks for the
+    divergence in closed form; a policy that has none ignores it. It sets `keep_projections` where a reward asks for the
+    field `projections`: [P][G][T], the clean sample that the state after each step points to. A policy that can make them
+    then names them in `fields`.
     """
 
     fields: tuple[str, ...]
@@ -61,8 +70,18 @@ class Policy(Protocol):
         """Make the policy as it is now the reference."""
         ...
 
-    def demonstrations(self, rows: Sequence[Mapping[str, Any]]) -> Rollout:
-        """Given acts as a rollout [B, 1, T], for supervised training."""
+    def demonstrations(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Rollout:
+        """Given acts as a rollout [B, 1, T], for supervised training; what is drawn for a row follows from its seed."""
+        ...
+
+    def imitation_loss(self, given: Rollout, *, module: Callable[..., Any] | None = None) -> Loss:
+        """The loss of learning from demonstrations; its count is the number of live steps of `given`."""
+        ...
+
+    def imitation(
+        self, rollout: Rollout, seeds: Sequence[int], *, drift: bool = False, module: Callable[..., Any] | None = None
+    ) -> Imitation:
+        """What learning from each sample of a rollout as from an example would cost, with gradient; a seed a prompt."""
         ...
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:

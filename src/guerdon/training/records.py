@@ -16,6 +16,7 @@ import torch
 
 from guerdon.ledger import entry
 from guerdon.rollout import Rollout
+from guerdon.training.images import is_image, write_image
 from guerdon.training.online import StepResult
 
 _LINES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "supervised.jsonl")
@@ -64,7 +65,7 @@ class Records:
     def samples(
         self, step: int, phase: str, mode: str, rollout: Rollout, advantages: torch.Tensor | None = None
     ) -> None:
-        """A line of `samples.jsonl` for every sample of a rollout."""
+        """A line of `samples.jsonl` for every sample of a rollout; pictures lie beside it and are named in their line."""
         if not self.enabled or rollout.scores is None:
             return
         for p, group in enumerate(rollout.samples):
@@ -78,13 +79,20 @@ class Records:
                     "mode": mode,
                     "index": rollout.indices[p] if rollout.indices else p,
                     "prompt": _text(rollout.prompts[p]),
-                    "sample": _text(sample),
+                    "sample": self._sample(sample, f"{step}-{phase}-{mode}-{p}-{g}"),
                     "scores": scores,
                     "reward": _figure(_total(rollout, p, g)),
                 }
                 if advantages is not None:
                     record["advantage"] = _figure(advantages[p, g].item())
                 self.line("samples", record)
+
+    def _sample(self, sample: Any, name: str) -> Any:
+        """A sample as it stands in its line."""
+        if not is_image(sample):
+            return _text(sample)
+        write_image(self.run / "images", name, sample)
+        return {"image": f"images/{name}.png"}
 
     def status(self, state: str, step: int, steps: int, reason: str = "") -> None:
         """Replace `status.json`, in one move."""

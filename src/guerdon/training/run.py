@@ -46,7 +46,11 @@ _OF_A_FAILED_RUN = {
 }
 
 # a domain gives the runner its policy and its rows; the loops never see it
-DOMAINS = {"language": "guerdon.language.domain"}
+DOMAINS = {
+    "language": "guerdon.language.domain",
+    "diffusion": "guerdon.diffusion.domain",
+    "flow": "guerdon.diffusion.domain",
+}
 
 
 def train(recipe: Recipe, name: str | None = None) -> Path:
@@ -206,7 +210,7 @@ class _Runner:
             self.objective,
             columns=self.data.train[0],
             policy_fields=self.domain.FIELDS,
-            prepared={"logp_ref", "values", "values_old"},
+            prepared={"logp_ref", "drift", "values", "values_old"},
         )
 
     def _policy(self) -> Any:
@@ -244,6 +248,7 @@ class _Runner:
                 metrics = loop.step()
                 display.update(loop.steps_done, metrics)
                 self._supervised_line(loop.steps_done, metrics)
+        loop.finish()
         # the loop that follows wraps the policy anew
         self.accelerator.free_memory()
 
@@ -259,7 +264,7 @@ class _Runner:
         objective = _with_longest(self.objective, policy.max_steps)
         if signal.needs("values"):
             policy.add_critic()
-        if signal.needs("logp_ref") or wants(objective, "logp_ref"):
+        if signal.needs("logp_ref") or any(wants(objective, field) for field in ("logp_ref", "kl", "drift")):
             policy.keep_reference()
         state = self._read_checkpoint(policy)
         loop = Online(
@@ -368,16 +373,17 @@ class _Runner:
 
     def _evaluate(self, loop: Online, rows: Any) -> Evaluation:
         settings = self.recipe.evaluation
-        return evaluate(
-            loop.policy,
-            rows,
-            loop.signal,
-            greedy=settings.greedy,
-            samples=settings.samples,
-            seed=self.recipe.seed,
-            accelerator=self.accelerator,
-            module=loop.module,
-        )
+        with loop.averaged():
+            return evaluate(
+                loop.policy,
+                rows,
+                loop.signal,
+                greedy=settings.greedy,
+                samples=settings.samples,
+                seed=self.recipe.seed,
+                accelerator=self.accelerator,
+                module=loop.module,
+            )
 
     def _keep_samples(self, loop: Online, evaluation: Evaluation, phase: str) -> None:
         for mode, rollout in evaluation.rollouts.items():
@@ -387,7 +393,13 @@ class _Runner:
         state, weights = loop.state(), checkpoint.weights(policy)  # on every process: each may hold a part
         if self.main:
             facts = {**state.facts, "elapsed": self.elapsed}
-            save = partial(policy.save, state=weights)
+
+            def save(folder: Path) -> None:
+                policy.save(folder, state=weights)
+                if loop.average is not None:
+                    with loop.averaged():
+                        policy.save(folder.with_name("average"))
+
             checkpoint.write(self.run, self.step, state._replace(facts=facts), save, self.recipe.run.keep)
         self.accelerator.wait_for_everyone()
 

@@ -1,37 +1,39 @@
-"""The supervised loop: raise the log-probability of given acts (SFT, behaviour cloning)."""
+"""The supervised loop: learn from given acts (SFT, behaviour cloning, denoising of given images)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from guerdon.errors import NumericsError, RecipeError
 from guerdon.rollout import Rollout
 from guerdon.sampling.uniform import uniform
+from guerdon.training.average import WeightAverage
 from guerdon.training.checkpoint import LoopState, collect, restore
-from guerdon.training.online import data_length
+from guerdon.training.online import data_length, mix_seed
 from guerdon.training.optimisation import Optim
 
 
 class Supervised:
     """Train a policy on demonstrations.
 
-    Minimises the mean negative log-probability of a live step over the batch (all micro-batches and processes).
+    Minimises the policy's `imitation_loss`, averaged over the live steps of the batch (all micro-batches and
+    processes): for texts the negative log-probability of a token, for images the denoising loss.
 
     Args:
         policy: see `guerdon.training.policy.Policy`.
-        rows: data rows with `prompt` and `completion`.
+        rows: data rows with `prompt` and what the policy's `demonstrations` reads: `completion`, `image`.
         batch_size: rows per update, over all processes.
         micro_batch: rows per forward pass and process; None = all.
         optim: optimiser settings.
         steps: length of the whole run, for the schedule.
-        seed: of the order of the rows.
+        seed: of the order of the rows, and of what the policy draws for each (noise and times).
         accelerator: processes, device and precision.
     """
 
@@ -53,12 +55,14 @@ class Supervised:
                 f"batch_size = {batch_size} must be a multiple of the number of processes, {self.accelerator.num_processes}."
             )
         self.policy, self.rows, self.batch_size, self.micro_batch = policy, rows, batch_size, micro_batch
+        self.seed = seed
         self.sampler = uniform()
         self.sampler.prepare(data_length(rows), seed)
         self.settings = optim or Optim()
         optimizer, self.schedule = self.settings.build(policy.parameters(), steps)
         self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.trained = [p for p in policy.parameters() if p.requires_grad]
+        self.average = None if self.settings.ema is None else WeightAverage(self.trained, decay=self.settings.ema)
         self.steps_done = 0
 
     def step(self) -> dict[str, float]:
@@ -70,8 +74,10 @@ class Supervised:
         start = time.perf_counter()
         indices = self.sampler.draw(self.batch_size)
         share = len(indices) // self.accelerator.num_processes
-        mine = indices[self.accelerator.process_index * share :][:share]
-        given = self.policy.demonstrations([self.rows[i] for i in mine])
+        first = self.accelerator.process_index * share
+        mine = indices[first : first + share]
+        seeds = [mix_seed(self.seed, self.steps_done, first + i, 2) for i in range(share)]
+        given = self.policy.demonstrations([self.rows[i] for i in mine], seeds)
         live = self._sum(given.mask.sum().float())
         total = torch.zeros((), device=given.mask.device)
         size = self.micro_batch or len(mine)
@@ -95,6 +101,8 @@ class Supervised:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         self.steps_done += 1
         seconds = time.perf_counter() - start
         return {
@@ -114,7 +122,11 @@ class Supervised:
 
     @torch.no_grad()
     def evaluate(self, rows: Sequence[Mapping[str, Any]]) -> float:
-        """Mean negative log-probability of a live step on held-out rows; NaN without rows."""
+        """Mean imitation loss of a live step on held-out rows, of the averaged weights where there are; NaN without rows."""
+        with self.averaged():
+            return self._evaluate(rows)
+
+    def _evaluate(self, rows: Sequence[Mapping[str, Any]]) -> float:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         size = self.micro_batch or max(self.batch_size // processes, 1)
         sums = torch.zeros(2, device=self.accelerator.device)
@@ -123,7 +135,8 @@ class Supervised:
             mine = (
                 picked[rank::processes] or picked[:1]
             )  # every process takes part, so that sharded models stay in step
-            given = self.policy.demonstrations([rows[i] for i in mine])
+            # the same seeds in every evaluation
+            given = self.policy.demonstrations([rows[i] for i in mine], [mix_seed(self.seed, i, 3) for i in mine])
             loss = self._loss(given)
             if rank < len(picked):
                 sums += torch.stack([loss, given.mask.sum().to(loss.dtype)])
@@ -131,16 +144,29 @@ class Supervised:
         return (total / live).item()
 
     def _loss(self, given: Rollout) -> Tensor:
-        return -self.policy.log_prob(given, module=self.module).logp.masked_fill(~given.mask, 0.0).sum()
+        return self.policy.imitation_loss(given, module=self.module).total
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the policy has the averaged weights, if an average is kept."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def finish(self) -> None:
+        """Give the policy the averaged weights for good, if an average is kept."""
+        if self.average is not None:
+            self.average.copy_to_weights()
+
+    def _modules(self) -> dict[str, nn.Module]:
+        average = {} if self.average is None else {"average": self.average}
+        return {"sampler": self.sampler, **average}
 
     def state(self) -> LoopState:
         """All that a resumed loop needs beside the policy's weights."""
-        state = collect({"sampler": self.sampler}, self.optimizer, self.schedule)
+        state = collect(self._modules(), self.optimizer, self.schedule)
         return LoopState(state.tensors, {**state.facts, "steps_done": self.steps_done})
 
     def load_state(self, state: LoopState) -> None:
         """Go on from what `state` returned."""
-        restore(state, {"sampler": self.sampler}, self.optimizer, self.schedule)
+        restore(state, self._modules(), self.optimizer, self.schedule)
         self.steps_done = state.facts["steps_done"]
 
     def _sum(self, value: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ def test_templates_rubrics_and_columns() -> None:
     with serve(lambda request, number: Reply(reply)) as server:
         judge = judge_of(server, template=template, rubric=rubric, system="", parsing="strict")
         found = judge([Match("p", "say {answer}", "b", {"answer": 4})])
-    assert found == [Verdict(7.5, 2.5)]
+    assert found == [Verdict(7.5, 2.5, categories={"answer": (10.0, 0.0), "process": (0.0, 10.0)})]
     assert [message["role"] for message in server.requests[0]["messages"]] == ["user"]
     assert server.question() == (
         "Gold: 4\nsay {answer}|b\n"

@@ -44,6 +44,7 @@ class Verdict(NamedTuple):
         calls: how often a model was called for it, tries that failed included.
         malformed: how many of its replies could not be read.
         why: why there is no verdict.
+        categories: points of both in each category that was judged apart, such as the criteria of a rubric.
     """
 
     first: float
@@ -51,6 +52,7 @@ class Verdict(NamedTuple):
     calls: int = 1
     malformed: int = 0
     why: str = ""
+    categories: Mapping[str, tuple[float, float]] = {}
 
     @property
     def failed(self) -> bool:

@@ -121,11 +121,12 @@ class ChatJudge:
                 why = str(error)
                 break
             except UnreadableError as error:
-                scores, why = None, str(error)
+                scores, why, categories = None, str(error), {}
             else:
+                categories = self.question.categories(reply)
                 scores, why = self.question.read(reply), f"no verdict in the reply {reply[-120:]!r}"
             if scores is not None:
-                return Verdict(*scores, calls, malformed)
+                return Verdict(*scores, calls, malformed, categories=categories)
             malformed, pause = malformed + 1, 0.0
         return Verdict(math.nan, math.nan, calls, malformed, why)
 

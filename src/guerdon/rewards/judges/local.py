@@ -25,6 +25,9 @@ Answer B:
 Which answer is better? Reply with A or B and nothing else.
 """
 
+# points of both or None, why there are none, points by category
+_Reading = tuple[tuple[float, float] | None, str, dict[str, tuple[float, float]]]
+
 
 class LocalJudge:
     """Has a model write a verdict on every match, or compares the probabilities of the tokens that name the better one.
@@ -146,10 +149,11 @@ class LocalJudge:
             for start in range(0, len(open_), self.batch_size):
                 chosen = open_[start : start + self.batch_size]
                 found = step([questions[k] for k in chosen], attempt)
-                for k, (scores, why) in zip(chosen, found, strict=True):
+                for k, (scores, why, categories) in zip(chosen, found, strict=True):
                     old = verdicts[k]
                     malformed = old.malformed + (scores is None)
-                    verdicts[k] = Verdict(*(scores or (math.nan, math.nan)), old.calls + 1, malformed, why)
+                    points = scores or (math.nan, math.nan)
+                    verdicts[k] = Verdict(*points, old.calls + 1, malformed, why, categories)
             open_ = [k for k in open_ if verdicts[k].failed]
         return verdicts
 
@@ -161,13 +165,18 @@ class LocalJudge:
             return Verdict(math.nan, math.nan, 0, 0, str(error))
         return Verdict(math.nan, math.nan, 0)
 
-    def _by_text(self, questions: list[Any], attempt: int) -> list[tuple[tuple[float, float] | None, str]]:
+    def _by_text(self, questions: list[Any], attempt: int) -> list[_Reading]:
         seeds = [_seed(self.seed, attempt, question) for question in questions]
         replies = [group[0] for group in self.policy.sample(questions, 1, seeds, greedy=self.greedy).samples]
         read = [(self.question.read(reply), reply) for reply in replies]
-        return [(scores, "" if scores else f"no verdict in the reply {reply[-120:]!r}") for scores, reply in read]
+        return [
+            (scores, "", self.question.categories(reply))
+            if scores
+            else (None, f"no verdict in the reply {reply[-120:]!r}", {})
+            for scores, reply in read
+        ]
 
-    def _by_tokens(self, questions: list[Any], attempt: int) -> list[tuple[tuple[float, float] | None, str]]:
+    def _by_tokens(self, questions: list[Any], attempt: int) -> list[_Reading]:
         import torch
 
         from guerdon.language.backbone import prompt_positions
@@ -183,9 +192,9 @@ class LocalJudge:
         high = SCALE[1]
         shares = [chance[0] + (chance[2] / 2 if len(chance) > 2 else 0.0) for chance in chances]
         return [
-            ((high * share, high * (1 - share)), "")
+            ((high * share, high * (1 - share)), "", {})
             if math.isfinite(share)
-            else (None, "the probabilities are not finite")
+            else (None, "the probabilities are not finite", {})
             for share in shares
         ]
 

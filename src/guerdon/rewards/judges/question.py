@@ -10,7 +10,7 @@ from typing import Any
 from guerdon.errors import DataError, RecipeError
 from guerdon.rewards.judges.base import Match
 from guerdon.rewards.judges.rubric import Rubric
-from guerdon.rewards.judges.verdict import Parsing, read_verdict
+from guerdon.rewards.judges.verdict import Parsing, read_categories, read_verdict
 
 SYSTEM = (
     "You compare two answers to the same task. Judge what they say and how they got there, not their length or order."
@@ -105,6 +105,10 @@ class Question:
     def read(self, reply: str) -> tuple[float, float] | None:
         """The scores in a reply, or None."""
         return read_verdict(reply, self.rubric, self.parsing)
+
+    def categories(self, reply: str) -> dict[str, tuple[float, float]]:
+        """The points in a reply for each criterion of the rubric, from 0 to 10."""
+        return read_categories(reply, self.rubric, self.parsing)
 
 
 def shown(value: Any) -> str:

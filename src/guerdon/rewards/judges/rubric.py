@@ -74,14 +74,21 @@ class Rubric:
             return _within(points, *SCALE)
         if not isinstance(points, Mapping):
             return None
-        total = 0.0
-        for name, levels, _, weight in self.criteria:
+        found = self.points(points)
+        if len(found) < len(self.criteria):
+            return None
+        total = sum(weight * found[name] for name, _, _, weight in self.criteria)
+        return total / sum(criterion.weight for criterion in self.criteria)
+
+    def points(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """Points from 0 to 10 of one answer for each criterion that has a number within its levels."""
+        found = {}
+        for name, levels, _, _ in self.criteria:
             low, high = min(levels), max(levels)
-            found = _within(points.get(name), low, high)
-            if found is None:
-                return None
-            total += weight * (found - low) / (high - low)
-        return SCALE[1] * total / sum(criterion.weight for criterion in self.criteria)
+            value = _within(given.get(name), low, high)
+            if value is not None:
+                found[name] = SCALE[1] * (value - low) / (high - low)
+        return found
 
 
 def _within(value: Any, low: float, high: float) -> float | None:

@@ -39,11 +39,39 @@ def read_verdict(reply: str, rubric: Rubric | None = None, parsing: Parsing = "l
         True
     """
     rubric = rubric or Rubric()
+    content = _verdict(reply, rubric, parsing)
+    return None if content is None else _scores(content, rubric)
+
+
+def read_categories(reply: str, rubric: Rubric, parsing: Parsing = "lenient") -> dict[str, tuple[float, float]]:
+    """Points of both answers from 0 to 10 for every criterion; empty without criteria, and for no verdict.
+
+    Args:
+        reply: what the model wrote.
+        rubric: what it was asked to go by.
+        parsing: `strict` or `lenient`, see above.
+
+    Example:
+        >>> rubric = Rubric({"answer": {"levels": {0: "wrong", 2: "right"}}})
+        >>> read_categories('{"first": {"answer": 2}, "second": {"answer": 1}}', rubric)
+        {'answer': (10.0, 5.0)}
+    """
+    content = _verdict(reply, rubric, parsing)
+    if content is None or not rubric.criteria:
+        return {}
+    first, second = (rubric.points(content[side]) for side in ("first", "second"))
+    return {name: (first[name], second[name]) for name in first}
+
+
+def _verdict(reply: str, rubric: Rubric, parsing: Parsing) -> Any:
+    """The object that is the verdict, or None."""
     if parsing == "strict":
-        return _scores(_loads(reply), rubric)
+        content = _loads(reply)
+        return None if _scores(content, rubric) is None else content
     found = None
     for candidate in _objects(reply[-_LONGEST:]):
-        found = _scores(_loosened(candidate), rubric) or found
+        content = _loosened(candidate)
+        found = found if _scores(content, rubric) is None else content
     return found
 
 
