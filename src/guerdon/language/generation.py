@@ -410,8 +410,7 @@ def _roomy_layer() -> type:
                 own = states[:, :, prompt:].unflatten(2, (-1, group)).permute(0, 3, 1, 2, 4).flatten(0, 1)
                 return torch.cat([states[rows // group, :, :prompt], own[rows]], 2)
 
-            assert self.keys is not None and self.values is not None  # there are prompts in it
-            self.key_store, self.value_store = apart(self.keys), apart(self.values)
+            self.key_store, self.value_store = map(apart, self._views())
             self.length = self.key_store.shape[2]
             self.keys, self.values = self._views()
 
