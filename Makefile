@@ -2,7 +2,7 @@
 # make test   runs the tests
 VENV ?= .venv
 PYTHON ?= python3
-EXTRAS = language,tracking,evidence,docs,test
+EXTRAS = language,diffusion,tracking,evidence,docs,test
 BIN = $(VENV)/bin
 
 .PHONY: demo test check docs clean
