@@ -78,6 +78,20 @@ def test_no_file_outside_the_run_is_read(run, name):
     assert base64.b64encode(b"secret").decode() not in html
 
 
+def test_a_length_that_never_changes_is_not_shown(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("eval/greedy/length", "eval/sampled/length", "length"):
+        for record in lines:
+            record[name] = 4.0
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    html = page(run)
+    assert "Held-out length" not in html
+    assert "<h3>length</h3>" not in html
+    lines[-1] |= {"eval/greedy/length": 3.0, "length": 3.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    assert "Held-out length, greedy" in page(run)
+
+
 def test_texts_are_shown_as_before(tmp_path):
     folder = write_run(tmp_path / "run", steps=20)
     html = page(folder)

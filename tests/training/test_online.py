@@ -7,7 +7,7 @@ import torch
 
 from guerdon.advantages import gae, grpo
 from guerdon.errors import BindingError, DataError, NumericsError, RecipeError
-from guerdon.objectives import policy_gradient, ppo
+from guerdon.objectives import policy_gradient, ppo, reward_weighted
 from guerdon.objectives.loss import Loss
 from guerdon.rewards import kl_penalty
 from guerdon.sampling import dynamic
@@ -95,6 +95,83 @@ def test_ppo_with_a_critic_learns_values():
     assert policy.value.min() > 0.2  # rewards lie near their ceiling of 1 by now
     after = evaluate(loop.policy, rows(), loop.signal, samples=8).metrics
     assert after["eval/sampled/best"] > 0.7
+
+
+def weighted(policy=None, **options):
+    if policy is None:
+        policy = BanditPolicy()
+        policy.keep_reference()
+    signal = Signal(rewards={"best": best_arm})
+    return make(
+        policy, signal=signal, objective=functools.partial(reward_weighted, temperature=0.2, beta=0.1), **options
+    )
+
+
+def test_learning_from_own_samples_by_their_worth():
+    loop = weighted(optim=Optim(lr=0.1), passes=2)
+    before = evaluate(loop.policy, rows(), loop.signal, samples=8).metrics["eval/sampled/best"]
+    assert loop.step().metrics["effective_samples"] < 8
+    for _ in range(30):
+        loop.step()
+    assert evaluate(loop.policy, rows(), loop.signal, samples=8).metrics["eval/sampled/best"] > before + 0.3
+
+
+def test_micro_batches_do_not_change_learning_from_own_samples():
+    def end(**options):
+        loop = weighted(**options)
+        for _ in range(3):
+            loop.step()
+        return loop.policy.table.detach().clone()
+
+    torch.testing.assert_close(end(micro_batch=1, passes=2), end(passes=2), rtol=0, atol=1e-12)
+
+
+def test_noise_is_other_in_every_pass_and_the_same_in_every_run(monkeypatch):
+    def asked() -> list[list[int]]:
+        found: list[list[int]] = []
+        loop = weighted(passes=2, mini_batches=2)
+        plain = loop.policy.imitation
+
+        def noting(rollout, seeds, **options):
+            found.append(list(seeds))
+            return plain(rollout, seeds, **options)
+
+        monkeypatch.setattr(loop.policy, "imitation", noting)
+        loop.step()
+        return found
+
+    seeds = asked()
+    assert [len(part) for part in seeds] == [3, 3, 3, 3]
+    assert not set(seeds[0]) & set(seeds[2])
+    assert asked() == seeds
+
+
+def test_the_average_of_the_weights_follows_them_and_is_evaluated():
+    loop = make(optim=Optim(lr=0.1, ema=0.5))
+    start = loop.policy.table.detach().clone()
+    loop.step()
+    live = loop.policy.table.detach().clone()
+    with loop.averaged():
+        # the first decay is 1/10
+        torch.testing.assert_close(loop.policy.table.detach(), 0.1 * start + 0.9 * live)
+    assert torch.equal(loop.policy.table.detach(), live)
+    other = make(optim=Optim(lr=0.1, ema=0.5))
+    other.load_state(loop.state())
+    assert torch.equal(other.average.weight_0, loop.average.weight_0)
+
+
+def test_an_exact_divergence_is_asked_for_only_where_it_is_used():
+    policy = BanditPolicy()
+    make(policy)
+    assert not getattr(policy, "exact_kl", False)
+    make(policy, objective=functools.partial(policy_gradient, kl_estimator="exact"))
+    assert not getattr(policy, "exact_kl", False)
+    policy.keep_reference()
+    loop = make(policy, objective=functools.partial(policy_gradient, beta=0.1, kl_estimator="exact"))
+    assert policy.exact_kl
+    assert not loop.needs_reference
+    with pytest.raises(BindingError, match="needs the field kl, which is not there"):
+        loop.step()
 
 
 def test_dynamic_sampling_keeps_mixed_groups_only():

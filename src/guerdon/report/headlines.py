@@ -80,7 +80,12 @@ def headlines(run: Run) -> list[Headline]:
             continue  # a policy gradient's loss says nothing about how well it does
         if key != "reward" or not any(found):
             found.append(_trained(run, key, label, unit.format(steps=step_unit(run)), style))
-    return [headline for headline in found if headline is not None]
+    return [headline for headline in found if headline is not None and not _fixed_length(headline)]
+
+
+def _fixed_length(headline: Headline) -> bool:
+    """Samples of a fixed number of steps, such as images: their length tells nothing."""
+    return headline.key.rpartition("/")[2] == "length" and len(set(headline.curve)) == 1 and len(headline.curve) > 1
 
 
 def _present(run: Run, key: str) -> tuple[list[int], list[float]]:

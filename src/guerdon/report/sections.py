@@ -95,7 +95,14 @@ def _reward(run: Run) -> list[Chart | None]:
     charts += [_scored(run, name, f"{name} (the reward)" if name in twin else name, f"score/{name}") for name in names]
     scored = {"reward", *names, *component_names(run, "watch/")}
     held_out = dict.fromkeys(name for prefix in HELD_OUT.values() for name in component_names(run, prefix))
-    return charts + [chart(name, _held_out(run, name)) for name in held_out if name not in scored]
+    # the length of samples that all have the same number of steps, such as images, is not drawn
+    told = [name for name in held_out if name not in scored and not (name == "length" and _never_changes(run, name))]
+    return charts + [chart(name, _held_out(run, name)) for name in told]
+
+
+def _never_changes(run: Run, name: str) -> bool:
+    curves = [run.series(prefix + name)[1] for prefix in HELD_OUT.values()]
+    return all(len({value for value in curve if value is not None}) <= 1 for curve in curves)
 
 
 def _reward_note(run: Run) -> str:
