@@ -117,7 +117,8 @@ class Backbone:
     def logits(self, reading: Reading) -> Tensor:
         """Logits in float32 (or float64), without gradient."""
         if reading.logits is None:
-            return project(reading.hidden, self.head.weight, self.head.bias)
+            head = self.head
+            return project(reading.hidden, head.weight, head.bias)
         return reading.logits if reading.logits.dtype == torch.float64 else reading.logits.float()
 
     def logprob(

@@ -240,7 +240,7 @@ _LARGEST_PACK = 16
 
 
 def _reader(model: Backbone, group: int, device: torch.device) -> type[_Cached] | type[_Whole]:
-    """What reads with the least work: on accelerators a row per sample keeps more of the device busy."""
+    """What reads with the least work; packing was measured on CPU only."""
     if model.packs and 1 < group <= _LARGEST_PACK and device.type == "cpu":
         return _Packed
     return _Cached if model.caches else _Whole
@@ -302,7 +302,10 @@ class _Packed(_Cached):
         mask = torch.ones_like(self.ids, dtype=torch.bool) if self.prompt_mask is None else self.prompt_mask
         own = torch.eye(self.group, dtype=torch.bool, device=mask.device).repeat(1, self.room)
         pair = mask[:, None].expand(-1, self.group, -1), own.expand(len(mask), -1, -1)
-        self.mask = torch.cat(pair, 2)[:, None]
+        hidden = ~torch.cat(pair, 2)[:, None]
+        # what is added to the scores: a bool mask would be turned into this by every layer for every token
+        self.mask = torch.zeros(hidden.shape, dtype=self.cache.layers[0].keys.dtype, device=mask.device)
+        self.mask.masked_fill_(hidden, -torch.inf)
         self.positions = mask.sum(1, keepdim=True).expand(-1, self.group)
         return logits
 
@@ -313,7 +316,7 @@ class _Packed(_Cached):
 
     def keep(self, rows: Tensor) -> _Cached:
         """Groups are no longer whole: from here on a row per sample."""
-        apart = _Cached(self.model, self.ids, self.mask[:, 0, 0, : self.width], self.group, self.room)
+        apart = _Cached(self.model, self.ids, self.mask[:, 0, 0, : self.width] == 0, self.group, self.room)
         apart.cache = self.cache
         for layer in self.cache.layers:
             layer.unpack(rows, self.group, self.width)

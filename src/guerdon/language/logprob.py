@@ -277,6 +277,7 @@ class _TokenLogprob(torch.autograd.Function):
                         fresh = torch.special.entr(tile).mul_(slope[:, None])
                         fresh.addcmul_(tile, (factor + slope * entropies[rows_here])[:, None], value=-1)
                         tile = fresh.scatter_add_(1, at, (factor * inside)[:, None])
+                        del fresh
                     small = tile if hidden.dtype not in _LOW else tile.to(hidden.dtype)
                     if grad_hidden is not None:
                         _accumulate(grad_hidden[rows_here], small, part)
