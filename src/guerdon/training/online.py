@@ -28,6 +28,7 @@ from guerdon.rollout import Rollout, join
 from guerdon.sampling.uniform import uniform
 from guerdon.signal import Signal
 from guerdon.stages import call, check, wants
+from guerdon.training.allocator import keep_freed_memory
 from guerdon.training.average import WeightAverage
 from guerdon.training.checkpoint import LoopState, collect, restore
 from guerdon.training.optimisation import Optim
@@ -97,6 +98,8 @@ class Online:
         accelerator: Accelerator | None = None,
     ) -> None:
         self.accelerator = accelerator or Accelerator()
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.processes = self.accelerator.num_processes
         self.rank = self.accelerator.process_index
         _check_sizes(prompts_per_step, mini_batches, self.processes)
