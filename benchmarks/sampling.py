@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/sampling.py
     OMP_NUM_THREADS=1 python benchmarks/sampling.py --prompts 1000000
 
-Each number of prompts is measured in a process of its own, so that the peak of the memory is its own. The rollout is
-that of the sort task, of a 0.1 M parameter model: hardly any other is as short.
+Each number of prompts is measured in a process of its own, so that the peak of the memory is its own. The bookkeeping is
+held against two rollouts of very small models: that of the GRPO benchmark (`grpo_step.py`: 1 M weights, 64 samples), to
+which the limit belongs, and that of the sort task (0.1 M weights, 256 samples): hardly any other is as short.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import common
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 LIMIT = 0.01  # of a rollout's time
+ROLLOUTS = ("grpo", "sort")
 BATCH, GROUP, WARMUP, BETWEEN = 32, 8, 20, 10
 # what the prompts are like: (share, chance of a right sample)
 WORLDS = {
@@ -32,13 +34,21 @@ WORLDS = {
 }
 
 
-def rollout() -> Callable[[], float]:
-    """A function that makes one rollout of the sort recipe and returns its CPU seconds."""
-    from guerdon.evidence.sort_task import base_policy
-    from guerdon.language.tasks import sort
+def rollout(name: str) -> Callable[[], float]:
+    """A function that makes one rollout of the GRPO benchmark or of the sort recipe and returns its CPU seconds."""
+    if name == "sort":
+        from guerdon.evidence.sort_task import base_policy
+        from guerdon.language.tasks import sort
 
-    policy = base_policy(0, steps=0)
-    prompts = [sort.train_rows(0)[i]["prompt"] for i in range(BATCH)]
+        policy = base_policy(0, steps=0)
+        prompts = [sort.train_rows(0)[i]["prompt"] for i in range(BATCH)]
+    else:
+        from guerdon.language.policy import LanguagePolicy
+
+        shape = common.ModelShape()
+        options: dict[str, Any] = {"max_new_tokens": 16, "min_new_tokens": 16}
+        policy = LanguagePolicy.load(common.llama(shape), tokenizer=common.tokenizer(shape.vocabulary), **options)
+        prompts = common.prompts(8, 8, shape.vocabulary, 0)
     seeds = iter(range(10**9))
 
     def once() -> float:
@@ -57,8 +67,8 @@ def measure(prompts: int, steps: int) -> dict[str, Any]:
     from guerdon.sampling import vade
 
     figures: dict[str, Any] = {"prompts": prompts}
-    once = rollout()
-    for _ in range(3):
+    made = {name: rollout(name) for name in ROLLOUTS}
+    for once in 3 * list(made.values()):
         once()
     before = common.memory_mib()
     for world, kinds in WORLDS.items():
@@ -73,11 +83,13 @@ def measure(prompts: int, steps: int) -> dict[str, Any]:
                     scale = float(sampler.scale)
                     sampler.observe(part.tolist(), torch.from_numpy(right).float().unsqueeze(-1))
                     sampler.scale.fill_(scale)  # all of it in one step, without fading
-            draws, observes, rollouts = [], [], []
+            draws, observes = [], []
+            rollouts: dict[str, list[float]] = {name: [] for name in made}
             for number in range(steps + WARMUP):
                 if number % BETWEEN == 0:
                     # in between, so that what else the machine does falls on both
-                    rollouts.append(once())
+                    for name, once in made.items():
+                        rollouts[name].append(once())
                 start = time.process_time()
                 chosen = sampler.draw(BATCH)
                 middle = time.process_time()
@@ -90,7 +102,7 @@ def measure(prompts: int, steps: int) -> dict[str, Any]:
             figures[f"{world}, {when}"] = {
                 "draw_s": common.summary(draws),
                 "observe_s": common.summary(observes),
-                "rollout_s": common.summary(rollouts),
+                "rollout_s": {name: common.summary(seconds) for name, seconds in rollouts.items()},
                 "step_s": common.summary([d + o for d, o in zip(draws, observes, strict=True)]),
                 "state_mib": sum(b.numel() * b.element_size() for b in sampler.buffers()) / 2**20,
             }
@@ -101,18 +113,23 @@ def measure(prompts: int, steps: int) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> None:
     """A Markdown table; milliseconds are means."""
-    print("| prompts | which are | draw | observe | rollout | share | <= 1 % | slowest step | state MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| prompts | which are | draw | observe | GRPO rollout | share | <= 1 % | sort rollout | share | slowest step | MiB |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for found in record["sizes"]:
         for name, part in found.items():
             if not isinstance(part, dict):
                 continue
-            share = part["step_s"]["mean"] / part["rollout_s"]["mean"]
-            cells = [f"{1000 * part[f'{what}_s']['mean']:.2f}" for what in ("draw", "observe", "rollout")]
-            verdict = "met" if share <= LIMIT else "MISSED"
+            cells = [f"{1000 * part[f'{what}_s']['mean']:.2f}" for what in ("draw", "observe")]
+            for which in ROLLOUTS:
+                mean = part["rollout_s"][which]["mean"]
+                share = part["step_s"]["mean"] / mean
+                cells += [f"{1000 * mean:.1f}", f"{share:.2%}"]
+                if which == "grpo":
+                    cells.append("met" if share <= LIMIT else "MISSED")
             most = f"{1000 * part['step_s']['most']:.1f}"
-            last = [f"{share:.2%}", verdict, most, f"{part['state_mib']:.2f}"]
-            row = [format(found["prompts"], ","), name, *cells, *last]
+            row = [format(found["prompts"], ","), name, *cells, most, f"{part['state_mib']:.2f}"]
             print(f"| {' | '.join(row)} |")
         print(f"  (peak of memory grew by {found['memory_added_mib']:.0f} MiB, the benchmark's own arrays included)")
 
