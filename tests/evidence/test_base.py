@@ -162,3 +162,20 @@ def test_what_is_shown():
     assert evidence().drawn == ["loss"]
     assert evidence(shown=("accuracy",)).drawn == []
     assert evidence(shown=("loss",)).drawn == ["loss"]
+
+
+def test_first_reach():
+    points = [(0.0, 0.1), (100.0, 0.1), (200.0, 0.3)]
+    assert base.first_reach(0.1, points) == 0.0
+    assert base.first_reach(0.2, points) == pytest.approx(150.0)
+    assert base.first_reach(0.4, points) == math.inf
+
+
+def test_rate_plan_tunes_on_seeds_of_its_own():
+    units = base.rate_plan(
+        "ab", {"steps": 3}, (0.1, 0.2), 2, trials=1, tuned={"a": {"steps": 3, "lr": 0.2}}, default=0.1
+    )
+    tried = [(u.arm, u.seed, u.settings["lr"]) for u in units if u.role == "tune"]
+    measured = [(u.arm, u.seed, u.settings["lr"]) for u in units if u.role == "measure"]
+    assert tried == [("a", 100, 0.1), ("a", 100, 0.2), ("b", 100, 0.1), ("b", 100, 0.2)]
+    assert measured == [("a", 0, 0.2), ("a", 1, 0.2), ("b", 0, 0.1), ("b", 1, 0.1)]

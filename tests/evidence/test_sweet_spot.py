@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -113,10 +112,6 @@ def test_noise_and_zones_of_a_reward():
     assert found[-1].flatten().tolist() == pytest.approx([0.15, 0.3, 1.5])
     noisy = sweet_spot.reward_of({"zones": -1, "noise": 0.2}, generator)(near, hit)
     assert not torch.allclose(noisy, found[-1])
-
-
-def test_a_level_that_is_never_reached():
-    assert sweet_spot.steps_to(0.5, [(0.0, 0.0), (10.0, 0.2)]) == math.inf
 
 
 @pytest.mark.slow

@@ -86,13 +86,6 @@ def test_filtering_that_never_gets_there_counts_with_all_its_samples():
     assert failing(concluded({"filtering": {**never, "rollouts": 3e4}})) == ["samples to a sampled accuracy of 0.15"]
 
 
-def test_rollouts_to():
-    points = [(0.0, 0.1), (100.0, 0.1), (200.0, 0.3)]
-    assert claim.rollouts_to(0.1, points) == 0.0
-    assert claim.rollouts_to(0.2, points) == 150.0
-    assert claim.rollouts_to(0.4, points) == math.inf
-
-
 def test_the_bandit():
     units = {unit.arm: unit for unit in claim.plan("smoke", 1)}
     found = {arm: claim.measure(units[arm]) for arm in ("bandit-vade", "bandit-uniform")}

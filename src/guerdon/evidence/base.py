@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -75,6 +75,38 @@ class Unit:
             f", {name} {value:g}" if _is_number(value) else f", {name} {value}" for name, value in self.settings.items()
         )
         return f"{self.arm} ({self.role}, seed {self.seed}{settings})"
+
+
+def rate_plan(
+    arms: Iterable[str],
+    settings: Settings,
+    rates: Sequence[float],
+    seeds: int,
+    *,
+    trials: int,
+    tuned: Mapping[str, Settings] | None = None,
+    default: float,
+) -> list[Unit]:
+    """The usual plan: each arm at every learning rate on seeds of its own, then each arm on every seed.
+
+    Args:
+        arms: their names.
+        settings: of every run, beside `lr`.
+        rates: the grid.
+        seeds: number of measuring seeds.
+        trials: number of tuning seeds; 0 = no tuning.
+        tuned: what the tuning runs chose.
+        default: the rate of an arm that was not tuned.
+    """
+    arms = tuple(arms)
+    tries = [
+        Unit(arm, seed, {**settings, "lr": rate}, "tune")
+        for arm in arms
+        for rate in rates
+        for seed in tuning_seeds(trials)
+    ]
+    chosen = {arm: (tuned or {}).get(arm, {**settings, "lr": default}) for arm in arms}
+    return tries + [Unit(arm, seed, chosen[arm]) for arm in arms for seed in range(seeds)]
 
 
 @dataclass(frozen=True)
@@ -144,8 +176,16 @@ class Results(Sequence[Result]):
         shown = dict(found[0].unit.settings) if settings is None else settings
         return Arm(name, role, figures, curves, shown)
 
-    def best(self, figure: str, *, better: Literal["high", "low"] = "high") -> dict[str, Settings]:
-        """For each arm with tuning runs, the settings with the best mean figure over its seeds; the first of equals."""
+    def best(
+        self, figure: str, *, better: Literal["high", "low"] = "high", keep: Sequence[str] | None = None
+    ) -> dict[str, Settings]:
+        """For each arm with tuning runs, the settings with the best mean figure over its seeds; the first of equals.
+
+        Args:
+            figure: that decides.
+            better: whether a high or a low one is good.
+            keep: the settings to return, where measuring runs take only those over; by default all.
+        """
         picked: dict[str, Settings] = {}
         sign = 1.0 if better == "high" else -1.0
         for arm in dict.fromkeys(result.unit.arm for result in self.all if result.unit.role == "tune"):
@@ -155,7 +195,8 @@ class Results(Sequence[Result]):
             # a run that diverged (NaN) is the worst there is
             means = {key: sign * statistics.fmean(_figure(r, figure) for r in runs) for key, runs in grid.items()}
             winner = max(means, key=lambda key: -math.inf if math.isnan(means[key]) else means[key])
-            picked[arm] = dict(grid[winner][0].unit.settings)
+            settings = grid[winner][0].unit.settings
+            picked[arm] = {name: value for name, value in settings.items() if keep is None or name in keep}
         return picked
 
 
@@ -167,6 +208,21 @@ def mean(values: Sequence[float]) -> float:
 def sd(values: Sequence[float]) -> float:
     """Standard deviation with n - 1; NaN for fewer than two values, and where one is not finite."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+
+
+def first_reach(level: float, points: Points) -> float:
+    """Where a curve first reaches a level, on a straight line between its points; infinity if it never does.
+
+    Example:
+        >>> first_reach(0.2, [(0.0, 0.0), (100.0, 0.1), (200.0, 0.3)])
+        150.0
+    """
+    before = points[0]
+    for x, y in points:
+        if y >= level:
+            return x if y == before[1] else before[0] + (x - before[0]) * max(level - before[1], 0) / (y - before[1])
+        before = (x, y)
+    return math.inf
 
 
 @dataclass(frozen=True)

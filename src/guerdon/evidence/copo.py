@@ -19,7 +19,7 @@ from guerdon.evidence.base import (
     Unit,
     at_least,
     compare,
-    tuning_seeds,
+    rate_plan,
 )
 from guerdon.evidence.sort_task import sort_run
 from guerdon.objectives.copo import copo_loss
@@ -48,15 +48,8 @@ SIZES: dict[str, Settings] = {
 
 def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None) -> list[Unit]:
     """The learning rate of each arm on a seed of its own, then each arm on every seed."""
-    sizes = SIZES[budget]
-    trials = [
-        Unit(arm, seed, {**sizes, "lr": rate}, "tune")
-        for arm in ARMS
-        for rate in RATES
-        for seed in (tuning_seeds(1) if budget == "full" else ())
-    ]
-    chosen = {arm: (tuned or {}).get(arm, {**sizes, "lr": 1e-4}) for arm in ARMS}
-    return trials + [Unit(arm, seed, chosen[arm]) for arm in ARMS for seed in range(seeds)]
+    trials = 1 if budget == "full" else 0
+    return rate_plan(ARMS, SIZES[budget], RATES, seeds, trials=trials, tuned=tuned, default=1e-4)
 
 
 def tune(results: Results) -> dict[str, Settings]:

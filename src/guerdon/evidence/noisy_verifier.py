@@ -108,9 +108,7 @@ def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None
 
 def tune(results: Results) -> dict[str, Settings]:
     """The learning rate with the best sampled accuracy."""
-    if not len(results):
-        return {}
-    return {arm: {"lr": settings["lr"]} for arm, settings in results.best("sampled_after").items()}
+    return results.best("sampled_after", keep=("lr",))
 
 
 def measure(unit: Unit) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from guerdon.evidence.base import (
     at_most,
     compare,
     mean,
+    rate_plan,
     sd,
-    tuning_seeds,
 )
-from guerdon.evidence.ring_flow import Paths, by_arm, centre, thin, together, train
+from guerdon.evidence.ring_flow import Paths, centre, side_by_side, thin, together, train
 from guerdon.objectives.loss import Loss
 from guerdon.objectives.policy_gradient import policy_gradient
 from guerdon.objectives.reward_difference import prdp
@@ -50,15 +50,9 @@ LAST = 5  # rounds that the figures at the end are means of
 
 def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None) -> list[Unit]:
     """In full the learning rate of each arm on two seeds of its own; then each arm on every seed."""
-    rounds = ROUNDS[budget]
-    trials = [
-        Unit(arm, seed, {"rounds": rounds, "lr": rate}, "tune")
-        for arm in ARMS
-        for rate in RATES
-        for seed in (tuning_seeds(2) if budget == "full" else ())
-    ]
-    chosen = {arm: (tuned or {}).get(arm, {"rounds": rounds, "lr": 1e-3}) for arm in ARMS}
-    return trials + [Unit(arm, seed, chosen[arm]) for arm in ARMS for seed in range(seeds)]
+    rounds: Settings = {"rounds": ROUNDS[budget]}
+    trials = 2 if budget == "full" else 0
+    return rate_plan(ARMS, rounds, RATES, seeds, trials=trials, tuned=tuned, default=1e-3)
 
 
 def tune(results: Results) -> dict[str, Settings]:
@@ -68,11 +62,7 @@ def tune(results: Results) -> dict[str, Settings]:
 
 def measure_all(units: Sequence[Unit]) -> list[dict[str, Any]]:
     """Train the runs of each arm side by side."""
-    found: list[dict[str, Any]] = [{}] * len(units)
-    for (arm, _), places in by_arm(units).items():
-        for place, result in zip(places, _trained(arm, [units[n] for n in places]), strict=True):
-            found[place] = result
-    return found
+    return side_by_side(units, _trained)
 
 
 def quality(paths: Paths) -> Tensor:

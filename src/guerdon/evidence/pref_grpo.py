@@ -19,9 +19,9 @@ from guerdon.evidence.base import (
     at_most,
     compare,
     mean,
-    tuning_seeds,
+    rate_plan,
 )
-from guerdon.evidence.ring_flow import RADIUS, Paths, by_arm, thin, together, train
+from guerdon.evidence.ring_flow import RADIUS, Paths, side_by_side, thin, together, train
 from guerdon.metrics.prompt_suite import CRITERIA, PromptSuite, SuiteReport, judge_suite
 from guerdon.objectives.loss import Loss
 from guerdon.objectives.policy_gradient import policy_gradient
@@ -50,15 +50,9 @@ IMAGES = 4  # of each prompt of the suite
 
 def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None) -> list[Unit]:
     """In full the learning rate of each arm on two seeds of its own; then each arm on every seed."""
-    rounds = ROUNDS[budget]
-    trials = [
-        Unit(arm, seed, {"rounds": rounds, "lr": rate}, "tune")
-        for arm in ARMS
-        for rate in RATES
-        for seed in (tuning_seeds(2) if budget == "full" else ())
-    ]
-    chosen = {arm: (tuned or {}).get(arm, {"rounds": rounds, "lr": 1e-3}) for arm in ARMS}
-    return trials + [Unit(arm, seed, chosen[arm]) for arm in ARMS for seed in range(seeds)]
+    rounds: Settings = {"rounds": ROUNDS[budget]}
+    trials = 2 if budget == "full" else 0
+    return rate_plan(ARMS, rounds, RATES, seeds, trials=trials, tuned=tuned, default=1e-3)
 
 
 def tune(results: Results) -> dict[str, Settings]:
@@ -68,10 +62,7 @@ def tune(results: Results) -> dict[str, Settings]:
 
 def measure_all(units: Sequence[Unit]) -> list[dict[str, Any]]:
     """Train the runs of each arm side by side; and score a toy generator on the prompt suite."""
-    found: list[dict[str, Any]] = [{}] * len(units)
-    for (arm, _), places in by_arm(units).items():
-        for place, result in zip(places, _trained(arm, [units[n] for n in places]), strict=True):
-            found[place] = result
+    found = side_by_side(units, _trained)
     for unit, result in zip(units, found, strict=True):
         if unit.arm == "pref" and unit.role == "measure":
             result["figures"]["suite_gap"] = suite_gap(unit.seed)

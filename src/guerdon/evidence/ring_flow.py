@@ -271,6 +271,17 @@ def thin(values: Sequence[float], width: int = 5) -> list[tuple[float, float]]:
     return [(i * width + (len(part) + 1) / 2, sum(part) / len(part)) for i, part in enumerate(parts)]
 
 
+def side_by_side(
+    units: Sequence[Any], trained: Callable[[str, Sequence[Any]], Sequence[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Results of units in their order; `trained(arm, units)` runs those of one arm as one tensor."""
+    found: list[dict[str, Any]] = [{}] * len(units)
+    for (arm, _), places in by_arm(units).items():
+        for place, result in zip(places, trained(arm, [units[n] for n in places]), strict=True):
+            found[place] = result
+    return found
+
+
 def by_arm(units: Sequence[Any]) -> dict[tuple[str, str], list[int]]:
     """Positions of the units that can train as one tensor: those of one arm and role that differ in seed and lr only."""
     found: dict[tuple[str, str], list[int]] = {}

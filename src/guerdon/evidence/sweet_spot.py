@@ -20,6 +20,7 @@ from guerdon.evidence.base import (
     Settings,
     Unit,
     compare,
+    first_reach,
     mean,
     sd,
     tuning_seeds,
@@ -217,21 +218,6 @@ def success(policy: Clicker, centre: Tensor) -> float:
     return (policy(centre).exp() * near).sum(-1).prod(-1).mean().item()
 
 
-def steps_to(target: float, points: Points) -> float:
-    """Where a curve first reaches a level, on a straight line between its points; infinity if it never does.
-
-    Example:
-        >>> steps_to(0.2, [(0.0, 0.0), (100.0, 0.1), (200.0, 0.3)])
-        150.0
-    """
-    before = points[0]
-    for x, y in points:
-        if y >= target:
-            return x if y == before[1] else before[0] + (x - before[0]) * max(target - before[1], 0) / (y - before[1])
-        before = (x, y)
-    return math.inf
-
-
 def conclude(results: Results) -> Evidence:
     """Compare the arms."""
     names = SMOKE if results.budget == "smoke" else tuple(ARMS)
@@ -286,7 +272,7 @@ def _twice(ours: Arm, binary: Arm) -> Check:
 
 def _speed(ours: Arm, binary: Arm) -> Check:
     target, steps = binary.mean("success_after"), STEPS["full"]
-    needed = [steps_to(target, points) for points in ours.curves["success"]]
+    needed = [first_reach(target, points) for points in ours.curves["success"]]
     return Check(
         "steps to the success that the binary reward has at the end",
         f"mean <= {steps} / 2.5",
@@ -295,7 +281,7 @@ def _speed(ours: Arm, binary: Arm) -> Check:
         {
             "method": mean(needed),
             "baseline": float(steps),
-            "spread": sd(needed) if all(map(math.isfinite, needed)) else math.nan,
+            "spread": sd(needed),
         },
     )
 

@@ -20,6 +20,7 @@ from guerdon.evidence.base import (
     Settings,
     Unit,
     compare,
+    first_reach,
     mean,
     sd,
     tuning_seeds,
@@ -90,9 +91,7 @@ def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None
 
 def tune(results: Results) -> dict[str, Settings]:
     """The learning rate with the best sampled accuracy."""
-    if not len(results):
-        return {}
-    return {arm: {"lr": settings["lr"]} for arm, settings in results.best("sampled_after").items()}
+    return results.best("sampled_after", keep=("lr",))
 
 
 def measure(unit: Unit) -> dict[str, Any]:
@@ -166,23 +165,8 @@ def trained(unit: Unit) -> dict[str, Any]:
     )
     by_rollouts = [(spent[int(step)], share) for step, share in found["curves"]["sampled"]]
     found["curves"]["sampled_by_rollouts"] = by_rollouts
-    found["figures"]["rollouts_needed"] = rollouts_to(TARGET, by_rollouts)
+    found["figures"]["rollouts_needed"] = first_reach(TARGET, by_rollouts)
     return found
-
-
-def rollouts_to(target: float, points: Points) -> float:
-    """Where a curve first reaches the target, between its points on a straight line; infinity if it never does.
-
-    Example:
-        >>> rollouts_to(0.2, [(0.0, 0.0), (100.0, 0.1), (200.0, 0.3)])
-        150.0
-    """
-    before = points[0]
-    for x, y in points:
-        if y >= target:
-            return x if y == before[1] else before[0] + (x - before[0]) * max(target - before[1], 0) / (y - before[1])
-        before = (x, y)
-    return math.inf
 
 
 def conclude(results: Results) -> Evidence:
@@ -248,7 +232,7 @@ def _needed(vade: Arm, filtering: Arm) -> Check:
         {
             "method": mean(ours),
             "baseline": mean(theirs),
-            "spread": sd(ours) if all(map(math.isfinite, ours)) else math.nan,
+            "spread": sd(ours),
         },
     )
 

@@ -21,10 +21,10 @@ from guerdon.evidence.base import (
     at_least,
     compare,
     mean,
+    rate_plan,
     sd,
-    tuning_seeds,
 )
-from guerdon.evidence.ring_flow import STEPS, Paths, by_arm, centre, thin, together, train
+from guerdon.evidence.ring_flow import STEPS, Paths, centre, side_by_side, thin, together, train
 from guerdon.objectives.loss import Loss
 from guerdon.objectives.policy_gradient import policy_gradient
 from guerdon.rewards.instant import instant_rewards
@@ -55,15 +55,9 @@ LEVEL, WINDOW, LAST = 0.8, 5, 10
 
 def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None) -> list[Unit]:
     """In full the learning rate of each arm on two seeds of its own; then each arm on every seed."""
-    rounds = ROUNDS[budget]
-    trials = [
-        Unit(arm, seed, {"rounds": rounds, "lr": rate}, "tune")
-        for arm in ARMS
-        for rate in RATES
-        for seed in (tuning_seeds(2) if budget == "full" else ())
-    ]
-    chosen = {arm: (tuned or {}).get(arm, {"rounds": rounds, "lr": 1e-3}) for arm in ARMS}
-    return trials + [Unit(arm, seed, chosen[arm]) for arm in ARMS for seed in range(seeds)]
+    rounds: Settings = {"rounds": ROUNDS[budget]}
+    trials = 2 if budget == "full" else 0
+    return rate_plan(ARMS, rounds, RATES, seeds, trials=trials, tuned=tuned, default=1e-3)
 
 
 def tune(results: Results) -> dict[str, Settings]:
@@ -73,11 +67,7 @@ def tune(results: Results) -> dict[str, Settings]:
 
 def measure_all(units: Sequence[Unit]) -> list[dict[str, Any]]:
     """Train the runs of each arm side by side."""
-    found: list[dict[str, Any]] = [{}] * len(units)
-    for (arm, _), places in by_arm(units).items():
-        for place, result in zip(places, _trained(arm, [units[n] for n in places]), strict=True):
-            found[place] = result
-    return found
+    return side_by_side(units, _trained)
 
 
 def worth(points: Tensor, classes: Tensor, task: str) -> Tensor:
