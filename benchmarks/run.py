@@ -39,6 +39,7 @@ class Case(NamedTuple):
 
 PAIR = {"guerdon": "--who guerdon", "trl": "--who trl"}
 LONG = "--prompt-length 128 --new-tokens 32 --steps 20"
+FLOW = {"guerdon": "--who guerdon", "loop": "--who loop", "loop, channels last": "--who loop --channels-last"}
 WAYS = ("naive", "selective", "chunked", "trl", "guerdon", "guerdon-entropy")
 CASES = {
     "short-64": Case("grpo_step.py", "", PAIR),
@@ -52,6 +53,7 @@ CASES = {
         "grpo_step.py", "", {"on": "--who guerdon --rewards 3", "off": "--who guerdon --rewards 3 --no-records"}
     ),
     "logprob": Case("logprob.py", "", {way: f"--way {way}" for way in WAYS}),
+    "flow-step": Case("flow_step.py", "--steps 8 --warmup 2", FLOW),
     "imports": Case("imports.py", "", PAIR, rounds=1),
 }
 PEERS = {"trl"}
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing, only write the table again")
     args = parser.parse_args()
     if not args.table:
-        if not args.peers.exists():
+        if not args.peers.exists() and any(PEERS & set(CASES[name].sides) for name in args.only):
             parser.error(f"{args.peers} is not there; make the peers' environment as benchmarks/requirements.txt says")
         for name in args.only:
             run_case(name, args.rounds, args.peers)

@@ -24,6 +24,8 @@ COMMAND_TARGET, IMPORT_TARGET = 0.15, 0.05
 STAGE = "guerdon.objectives:policy_gradient"
 BESIDE_TORCH_TARGET = 0.16  # CPU seconds that the stage functions may take beside torch's own import
 NAIVE_TARGET = 1.4
+FLOW_PHASES = ("sample", "forward", "backward")
+FLOW_TARGET = 1.0  # of the published loop's CPU seconds
 CHUNK_MIB = 64  # of guerdon's logits
 
 
@@ -59,6 +61,8 @@ def sections(results: dict[str, Any]) -> list[Section]:
         made.append(_records_section(sides["records"]))
     if "logprob" in sides:
         made.append(_logprob_section(sides["logprob"]))
+    if "flow-step" in sides:
+        made.append(_flow_section(sides["flow-step"]))
     if "imports" in sides:
         made.append(_import_section(sides["imports"]))
     return made
@@ -204,6 +208,42 @@ def _logprob_section(sides: dict[str, Any]) -> Section:
         f"float32: all logits are {naive_run['logits_mib']:.0f} MiB, a chunk of guerdon's {CHUNK_MIB} MiB, the matrix "
         f"gradient {naive_run['matrix_gradient_mib']:.0f} MiB. Memory is what the resident peak grew by.",
         ("way", "memory added MiB", "in logits", "CPU s (least)", "x naive", "target"),
+        rows,
+    )
+
+
+def _flow_section(sides: dict[str, Any]) -> Section:
+    if len({str(model) for runs in sides.values() for model in _of(runs[:1], "model")}) > 1:
+        raise ValueError("flow-step: the sides did not start from the same weights")
+    middle = {side: median(_of(runs, "step", "cpu_s", "median")) for side, runs in sides.items()}
+    least = {side: min(_of(runs, "step", "cpu_s", "least")) for side, runs in sides.items()}
+    rows = []
+    for side, runs in sides.items():
+        ratio = middle["guerdon"] / middle[side]
+        rows.append(
+            (
+                side,
+                f"{middle[side]:.2f} ({least[side]:.2f})",
+                *(f"{median(run['phases_cpu_s'][phase] for run in runs):.2f}" for phase in FLOW_PHASES),
+                f"{median(_of(runs, 'rss_peak_mib')):.0f}",
+                f"{fmean(_of(runs, 'reward_last')):.2f}",
+                "-" if side == "guerdon" else f"{ratio:.2f} ({least['guerdon'] / least[side]:.2f})",
+                "-" if side == "guerdon" else _verdict(ratio, FLOW_TARGET),
+            )
+        )
+    settings, loads = (
+        sides["guerdon"][0]["settings"],
+        [load for runs in sides.values() for load in _of(runs, "load_average")],
+    )
+    return Section(
+        "One Flow-GRPO step",
+        f"CPU seconds a step, the median of {len(sides['guerdon'])} runs' medians of {settings['steps']} steps and in brackets "
+        f"the least step of all; {settings['prompts']} prompts, {settings['group']} samples each, "
+        f"{settings['denoising_steps']} denoising steps, the bundled shapes' U-Net untrained. `loop` is the arithmetic of the "
+        "published step loops; with channels last it has the layout of memory that guerdon gives to such networks. The "
+        f"machine was not quiet: load averages of {min(loads):.1f} to {max(loads):.1f} on 2 cores. Ratio: guerdon's seconds "
+        "to the row's, of medians and in brackets of least steps. Final reward: mean of the last three steps.",
+        ("side", "CPU s", *FLOW_PHASES, "peak MiB", "final reward", "guerdon to it", "target"),
         rows,
     )
 

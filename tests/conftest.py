@@ -18,6 +18,13 @@ from tests.models import REWARDS, problems, saved_model  # noqa: E402
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def forget_rewards_of_other_tests():
+    """Each test that brings reward functions writes a module of this name in a folder of its own."""
+    yield
+    sys.modules.pop("myrewards", None)
+
+
 @pytest.fixture
 def friendly_errors() -> Iterator[None]:
     """Switch the run-time annotation checks off, so that the library's own error messages can be seen."""

@@ -216,3 +216,17 @@ def test_the_state_of_a_signal_is_that_of_its_stages():
     other = Signal(rewards={"r": exact}, shaping={"r": [Counter()]}, advantage=grpo)
     other.load_state_dict(signal.state_dict())
     assert [v.item() for v in other.state_dict().values()] == [4.0]
+
+
+def test_a_weighting_sees_raw_scores_beside_shaped_ones():
+    seen = {}
+
+    def weigh(scores, raw_scores):
+        seen.update(shaped=scores.tolist(), raw=raw_scores.tolist())
+        return scores.sum(-1)
+
+    def tenfold(scores):
+        return 10 * scores
+
+    Signal(rewards={"r": exact}, shaping={"r": [tenfold]}, weighting=weigh, advantage=dr_grpo)(make())
+    assert seen == {"shaped": [[[10.0], [0.0]], [[10.0], [10.0]]], "raw": [[[1.0], [0.0]], [[1.0], [1.0]]]}

@@ -194,6 +194,10 @@ class Rollout:
         """A copy with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device))
 
+    def detach(self) -> Rollout:
+        """A copy whose tensors have no graph."""
+        return self._map(lambda tensor: tensor.detach())
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Rollout:
         def apply(value: Any) -> Any:
             return function(value) if isinstance(value, Tensor) else value
@@ -242,6 +246,41 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
         else:
             parts[f.name] = stack(f.name, values)
     return Rollout(**parts)
+
+
+def beside(first: Rollout, second: Rollout) -> Rollout:
+    """Two rollouts of the same prompts as one with larger groups: the samples of the first, then those of the second.
+
+    Raises:
+        ShapeError: they are not of the same prompts, or do not carry the same fields.
+    """
+    if first.prompts != second.prompts:
+        raise ShapeError("rollout.beside: both rollouts must be of the same prompts.")
+    longest = max(first.mask.shape[2], second.mask.shape[2])
+    first, second = first.extend(longest), second.extend(longest)
+    size = first.mask.shape[:2]
+
+    def stack(name: str, left: Any, right: Any, *, step: bool = False) -> Any:
+        if (left is None) != (right is None):
+            raise ShapeError(f"rollout.beside: {name} is there in one of the rollouts only.")
+        if not isinstance(left, Tensor):
+            return left
+        # what belongs to a sample is set side by side, what belongs to a prompt (as its tokens [P, S]) is the same
+        of_samples = left.ndim > 2 or (left.shape == size and not step)
+        return torch.cat([left, right], 1) if of_samples else left
+
+    parts: dict[str, Any] = {
+        f.name: stack(f.name, getattr(first, f.name), getattr(second, f.name))
+        for f in fields(first)
+        if f.name not in _NESTED
+    }
+    for name in ("steps", "extras"):
+        left, right = getattr(first, name), getattr(second, name)
+        if set(left) != set(right):
+            raise ShapeError(f"rollout.beside: the rollouts carry different {name}: {sorted(left)}, {sorted(right)}.")
+        parts[name] = {key: stack(key, left[key], right[key], step=name == "steps") for key in left}
+    parts["samples"] = [a + b for a, b in zip(first.samples, second.samples, strict=True)]
+    return Rollout(**parts, columns=first.columns)
 
 
 def _align(values: list[Tensor]) -> list[Tensor]:

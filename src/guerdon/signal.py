@@ -6,18 +6,23 @@ the ledger can say where an advantage came from.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from guerdon.errors import RecipeError, ShapeError, nearest
-from guerdon.rewards.scoring import Scores, score
+from guerdon.rewards.scoring import FLAT, Scores, differentiable_scores, score
 from guerdon.rollout import Rollout
 from guerdon.stages import call, check, label, outputs, signature, wants
 
 Stage = Callable[..., Any]
+
+# many times the size of all else a rollout holds: gone once the rewards have seen them
+_FOR_REWARDS = {"projections"}
 
 
 class Signal(nn.Module):
@@ -69,8 +74,9 @@ class Signal(nn.Module):
                     f"shaping.{name}: there is no reward of that name.{nearest(name, self.rewards)} "
                     f"There are: {', '.join(self.rewards)}."
                 )
-        shared = list(shaping.get("*", ()))
-        self.shaping = {name: [*shared, *shaping.get(name, ())] for name in self.rewards}
+        # what a stage with state learns of one component is nothing to another
+        shared = {name: [_own_copy(stage, n) for stage in shaping.get("*", ())] for n, name in enumerate(self.rewards)}
+        self.shaping = {name: [*shared[name], *shaping.get(name, ())] for name in self.rewards}
         self.weighting = weighting
         self.advantage = advantage
         self.on_bad_score: Literal["stop", "drop"] = on_bad_score
@@ -104,6 +110,11 @@ class Signal(nn.Module):
         """Whether any stage asks for a costly field such as `logp_ref` or `values`."""
         return any(wants(stage, field) for _, stage in self._named_stages())
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy that training starts from must be kept: for its log-probabilities or for its answers."""
+        return self.needs("logp_ref") or self.needs("ref_scores") or bool(self.uncalibrated())
+
     def check(self, available: Iterable[str]) -> set[str]:
         """Check before training that every stage will find the fields it names.
 
@@ -118,14 +129,19 @@ class Signal(nn.Module):
         """
         there = set(available)
         for name, reward in (self.rewards | self.watch).items():
-            flat = {"prompts", "completions", "completion_ids"} if "completions" in signature(reward).fields else set()
+            flat = {field for name in FLAT if name in signature(reward).fields for field in FLAT[name]}
             there |= set(check(reward, there | flat, f"reward {name!r}").outputs) - {"scores"}
-        there |= {"scores", "score_names", "outcomes"}
+        there = there - _FOR_REWARDS | {"scores", "score_names", "outcomes"}
         for name, stages in self.shaping.items():
             for stage in stages:
                 there |= set(check(stage, there, f"shaping of {name!r}").outputs)
         if self.weighting is not None:
             there |= set(check(self.weighting, there).outputs)
+            if self.advantage is None and getattr(self.weighting, "apply_to", None) == "advantage":
+                raise RecipeError(
+                    f"{label(self.weighting)}: it multiplies advantages, and this recipe has no advantage stage. Set "
+                    "apply_to: reward."
+                )
         there |= {"rewards", "weights"}
         if self.advantage is not None:
             there |= set(check(self.advantage, there).outputs) | {"advantages"}
@@ -136,7 +152,7 @@ class Signal(nn.Module):
         return self.assign(self.score(rollout))
 
     def score(self, rollout: Rollout) -> Rollout:
-        """Call the rewards: fills `scores` [P, G, K], `score_names` and `outcomes`.
+        """Call the rewards: fills `scores` [P, G, K], `score_names` and `outcomes`; takes `projections` away.
 
         Raises:
             ScoreError: see `guerdon.rewards.scoring.score`.
@@ -146,11 +162,26 @@ class Signal(nn.Module):
         if self.watch:
             extras["watched"] = score(self.watch, rollout, on_bad_score="drop").scores
         produced = {"scores": found.scores, "score_names": self.score_names, "outcomes": found.outcomes, **extras}
-        return rollout.update(produced)
+        kept = {name: value for name, value in rollout.extras.items() if name not in _FOR_REWARDS}
+        return replace(rollout, extras=kept).update(produced)
 
-    @torch.no_grad()
+    def score_images(self, rollout: Rollout, images: Tensor) -> Rollout:
+        """As `score`, with scores that keep the graph of the images [P * G, C, H, W].
+
+        Raises:
+            ScoreError: see `guerdon.rewards.scoring.differentiable_scores`.
+        """
+        found = differentiable_scores(self.rewards, rollout, images, on_bad_score=self.on_bad_score)
+        extras: dict[str, Any] = {"dropped": _by_prompt(found, len(rollout))}
+        if self.watch:
+            with torch.no_grad():
+                extras["watched"] = score(self.watch, rollout, on_bad_score="drop").scores
+        return rollout.update({"scores": found.scores, "score_names": self.score_names, **extras})
+
     def weigh(self, rollout: Rollout, *, without: Stage | None = None) -> Rollout:
         """From scores to rewards: fills `rewards`, and `shaped` and `weights` [P, G, K], which the ledger reads.
+
+        Where the scores have a graph, so have the rewards, unless a stage ends it.
 
         Args:
             rollout: with scores.
@@ -166,7 +197,8 @@ class Signal(nn.Module):
             for stage in self.shaping[name]:
                 if stage is without:
                     continue
-                found = outputs(call(stage, {**fields, **produced, "scores": column}, f"shaping of {name!r}"), "scores")
+                own = _of_component({**fields, **produced, "scores": column}, k)
+                found = outputs(call(stage, own, f"shaping of {name!r}"), "scores")
                 column = found.pop("scores")
                 produced |= found
             shaped.append(column)
@@ -174,7 +206,8 @@ class Signal(nn.Module):
         if self.weighting is None:
             weighted = {"rewards": _nansum(produced["shaped"])}
         else:
-            fields |= {**produced, "scores": produced["shaped"], "score_names": rollout.score_names}
+            own = {"scores": produced["shaped"], "raw_scores": rollout.scores, "score_names": rollout.score_names}
+            fields |= {**produced, **own}
             weighted = outputs(call(self.weighting, fields), "rewards")
         # one weight per sample and component, whatever the stage gave, so that it is selected with the prompts
         weights = weighted.get("weights", produced["shaped"].new_ones(()))
@@ -200,19 +233,73 @@ class Signal(nn.Module):
         return assigned
 
     def _assign(self, rollout: Rollout, *, without: Stage | None = None) -> Rollout:
-        rollout = self.weigh(rollout, without=without)
+        return self._with_advantages(self.weigh(rollout, without=without))
+
+    def _with_advantages(self, rollout: Rollout) -> Rollout:
         if self.advantage is None:
             return rollout
         # a stage that combines components itself reads the shaped scores
         fields = rollout.available() | {"scores": rollout.extras["shaped"]}
-        return rollout.update(outputs(call(self.advantage, fields), "advantages"))
+        produced = outputs(call(self.advantage, fields), "advantages")
+        if "advantage_scale" in rollout.extras:
+            advantages = produced["advantages"]
+            scale = rollout.extras["advantage_scale"].view(-1, *[1] * (advantages.ndim - 1))
+            produced["advantages"] = advantages * scale
+        return rollout.update(produced)
+
+    @property
+    def adapts(self) -> Any:
+        """The weighting, if it asks for the gradients of each component alone; else None."""
+        return self.weighting if hasattr(self.weighting, "adapt") else None
+
+    @torch.no_grad()
+    def alone(self, rollout: Rollout) -> list[Rollout]:
+        """K rollouts with the advantages that each component would give, were it the only one (with weight 1)."""
+        weighed = self.weigh(rollout)
+        shaped = weighed.extras["shaped"]
+        dropped = torch.zeros_like(shaped[..., 0], dtype=torch.bool)
+        for p, faults in enumerate(rollout.extras.get("dropped", ())):
+            for fault in faults:
+                dropped[p, fault.sample] = True
+        found = []
+        for k in range(shaped.shape[-1]):
+            weights = torch.zeros_like(shaped)
+            weights[..., k] = 1.0
+            own = {"rewards": shaped[..., k].masked_fill(dropped, torch.nan), "weights": weights}
+            extras = {name: value for name, value in weighed.extras.items() if name != "advantage_scale"}
+            found.append(self._with_advantages(replace(weighed, extras=extras).update(own)))
+        return found
+
+    def validate(self, metrics: Mapping[str, float]) -> None:
+        """Tell stages that ask for it the mean scores on held-out prompts, sampled ones where there are any."""
+        for stage in self.stateful.values():
+            if hasattr(stage, "validate"):
+                mode = "sampled" if any(key.startswith("eval/sampled/") for key in metrics) else "greedy"
+                means = [metrics.get(f"eval/{mode}/{name}", float("nan")) for name in self.rewards]
+                if any(value != value for value in means):
+                    raise RecipeError(
+                        "weighting: it needs the mean score of every component on held-out prompts. Give the data rows "
+                        "to hold out (evaluation), and rewards that score every sample."
+                    )
+                call(stage, {"validation": torch.tensor(means), "score_names": self.score_names}, method="validate")
 
     def observe(self, fields: Mapping[str, Any]) -> None:
-        """Let stages with state learn from what happened, after an update; a shaping sees its component's scores."""
-        for name, stage in self.stateful.items():
-            if hasattr(stage, "observe"):
-                for own in self._fields_of(name, stage, fields):
-                    call(stage, own, method="observe")
+        """Let stages with state learn from what happened, after an update; a shaping sees the scores it shaped."""
+        taught = [(name, stage) for name, stage in self.stateful.items() if hasattr(stage, "observe")]
+        # all fields are found before the first stage learns: what one is given depends on those before it in its chain
+        lessons = [(stage, own) for name, stage in taught for own in self._fields_of(name, stage, fields)]
+        for stage, own in lessons:
+            call(stage, own, method="observe")
+
+    def uncalibrated(self) -> list[tuple[nn.Module, int]]:
+        """Shaping stages that have yet to be calibrated by reference scores, each with its component's place."""
+        found = [(stage, k) for k, name in enumerate(self.rewards) for stage in self.shaping[name]]
+        return [(stage, k) for stage, k in found if isinstance(stage, nn.Module) and not getattr(stage, "ready", True)]
+
+    def calibrate(self, ref_scores: Tensor) -> None:
+        """Give stages that are calibrated once the scores [N, M, K] of a reference policy, before the first update."""
+        for stage, k in self.uncalibrated():
+            cast(Any, stage).calibrate(ref_scores[..., k])
 
     def metrics(self) -> dict[str, float]:
         """What stages with state have to tell of the last step, as `STAGE/METRIC`; the loop logs it."""
@@ -223,8 +310,29 @@ class Signal(nn.Module):
         """The fields as a stage gets them: a shaping once for each component that it shapes, with `scores` [P, G]."""
         if not name.startswith("shaping_"):
             return [fields]
-        used = [k for k, component in enumerate(self.rewards) if any(s is stage for s in self.shaping[component])]
-        return [{**fields, "scores": fields["scores"][..., k]} for k in used]
+        found = []
+        for k, component in enumerate(self.rewards):
+            if all(own is not stage for own in self.shaping[component]):
+                continue  # its chain need not be run
+            own = _of_component({**fields, "scores": fields["scores"][..., k]}, k)
+            for before in self.shaping[component]:
+                if before is stage:
+                    found.append(own)
+                    break
+                own |= outputs(call(before, own), "scores")
+        return found
+
+
+def _own_copy(stage: Stage, number: int) -> Stage:
+    return copy.deepcopy(stage) if number and isinstance(stage, nn.Module) else stage
+
+
+def _of_component(fields: dict[str, Any], k: int) -> dict[str, Any]:
+    """The fields with component k's own reference scores [P, M], where there are any."""
+    references = fields.get("ref_scores")
+    if not isinstance(references, Tensor) or references.ndim != 3:
+        return fields
+    return {**fields, "ref_scores": references[..., k]}
 
 
 def _by_prompt(found: Scores, count: int) -> list[list[Any]]:

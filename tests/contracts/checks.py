@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guerdon.errors import ShapeError
+from guerdon.errors import DataError, ShapeError
 from guerdon.stages import call, signature
 from tests.contracts.fields import OPTIONS, Sizes, copy, permute_samples, poison_masked, select_prompts
 from tests.contracts.members import Member, same, state
@@ -31,6 +31,10 @@ NOT_ZERO_WHEN_CONSTANT = {
 NOT_LINEAR: set[str] = set()
 # objectives whose gradient is by design not the derivative of their value
 NOT_A_DERIVATIVE: set[str] = set()
+# objectives that sort or compare the whole batch: the loop refuses to cut it
+WHOLE_BATCH: set[str] = {"objectives.aot"}
+# objectives that take a mean over live steps, and refuse a sample without any
+NEEDS_LIVE_STEPS: set[str] = {"objectives.cpo", "objectives.ipo", "objectives.orpo", "objectives.simpo"}
 # samplers that keep a record per prompt and so cannot serve endless data
 NEEDS_A_SIZE: set[str] = {"sampling.vade"}
 # samplers that give each prompt once a draw at most
@@ -95,7 +99,9 @@ def its_options_are_declared(member: Member) -> None:
 def it_returns_a_loss(member: Member) -> None:
     fields = member.make()
     loss = _loss(member, fields)
-    assert set(loss) == {"total", "count", "metrics"}, "an objective returns Loss(total, count, metrics)"
+    assert set(loss) - {"implicit"} == {"total", "count", "metrics"}, "an objective returns Loss(total, count, metrics)"
+    implicit = loss.get("implicit")
+    assert implicit is None or not implicit.requires_grad, "implicit has a graph"
     assert loss["total"].shape == ()
     assert loss["total"].requires_grad
     assert loss["total"].isfinite()
@@ -110,26 +116,33 @@ def it_returns_a_loss(member: Member) -> None:
 
 
 def masked_steps_are_nothing_to_the_loss(member: Member) -> None:
-    if not member.takes("mask"):
+    masks = _masks(member)
+    if not masks:
         return
     fields = member.make()
     clean, poisoned = _loss(member, fields), _loss(member, poison_masked(fields))
     assert same(clean["total"], poisoned["total"]), "what masked steps hold changes the loss"
     assert same(clean["count"], poisoned["count"])
     assert same(clean["metrics"], poisoned["metrics"]), "what masked steps hold changes a metric"
-    clean, poisoned = _gradient(member, fields), _gradient(member, poison_masked(fields))
+    clean, poisoned = _gradients(member, fields), _gradients(member, poison_masked(fields))
     assert same(clean, poisoned), "what masked steps hold changes the gradient"
-    assert (poisoned[~fields["mask"]] == 0).all(), "masked steps have a gradient"
+    for mask, gradient in zip(masks, poisoned, strict=True):
+        assert (gradient[~fields[mask]] == 0).all(), "masked steps have a gradient"
 
 
 def the_order_of_samples_is_nothing_to_the_loss(member: Member) -> None:
+    if not member.takes("logp") and not member.takes("imitation"):
+        return  # of pairs: chosen and rejected are no group
     fields = member.make()
     moved = permute_samples(fields, ORDER)
     assert same(_loss(member, fields)["total"], _loss(member, moved)["total"], exact=False)
-    assert same(_gradient(member, fields)[:, ORDER], _gradient(member, moved), exact=False)
+    (first,), (second,) = _gradients(member, fields), _gradients(member, moved)
+    assert same(first[:, ORDER], second, exact=False)
 
 
 def micro_batches_add_up(member: Member) -> None:
+    if member.key in WHOLE_BATCH:
+        return
     fields = member.make()
     whole = _loss(member, fields)
     parts = [_loss(member, select_prompts(fields, rows)) for rows in ([0], [1, 2])]
@@ -141,21 +154,36 @@ def micro_batches_add_up(member: Member) -> None:
 def the_count_ignores_the_policy(member: Member) -> None:
     fields = member.make()
     first = _loss(member, fields)["count"]
-    name = _learned(member)
-    for value in (fields[name] * 0.0, fields[name] - 3.0, fields[name] * 2.0):
-        assert same(first, _loss(member, fields | {name: value})["count"]), f"count depends on {name}"
+    for name in _learned(member):
+        for value in (fields[name] * 0.0, fields[name] - 3.0, fields[name] * 2.0):
+            assert same(first, _loss(member, fields | {name: value})["count"]), f"count depends on {name}"
 
 
 def nothing_live_is_finite(member: Member) -> None:
-    if not member.takes("mask"):
+    masks = _masks(member)
+    if not masks:
         return
     fields = member.make()
-    fields["mask"] = torch.zeros_like(fields["mask"])
+    fields |= {mask: torch.zeros_like(fields[mask]) for mask in masks}
+    if member.key in NEEDS_LIVE_STEPS and not _goes_on_without_steps(member, fields):
+        return
     loss = _loss(member, fields)
     assert loss["total"].isfinite()
     assert loss["total"].requires_grad
     assert all(metric.isfinite() for metric in loss["metrics"].values())
-    assert (_gradient(member, fields) == 0).all()
+    assert all((gradient == 0).all() for gradient in _gradients(member, fields))
+
+
+def _goes_on_without_steps(member: Member, fields: dict[str, Any]) -> bool:
+    """Whether a loss of means goes on without live steps; otherwise its error must name the row."""
+    try:
+        _loss(member, fields)
+    except DataError as error:
+        complaint = str(error)
+    else:
+        return True
+    assert "[0]" in complaint, f"the error must name the row: {complaint}"
+    return False
 
 
 def a_loss_of_groups_of_one_is_finite(member: Member) -> None:
@@ -163,7 +191,7 @@ def a_loss_of_groups_of_one_is_finite(member: Member) -> None:
     if _needs_a_group(member, _for(member, fields)):
         return
     assert _loss(member, fields)["total"].isfinite()
-    assert _gradient(member, fields).isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in _gradients(member, fields))
 
 
 def a_loss_of_constant_groups_is_finite(member: Member) -> None:
@@ -171,7 +199,7 @@ def a_loss_of_constant_groups_is_finite(member: Member) -> None:
     for name, value in (("rewards", 1.0), ("scores", 1.0), ("advantages", 0.0)):
         fields[name][0] = value
     assert _loss(member, fields)["total"].isfinite()
-    assert _gradient(member, fields).isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in _gradients(member, fields))
 
 
 def the_gradient_is_the_derivative(member: Member) -> None:
@@ -179,13 +207,13 @@ def the_gradient_is_the_derivative(member: Member) -> None:
         return
     fields = member.make(Sizes(P=2, G=2, T=3))
 
-    name = _learned(member)
+    names = _learned(member)
 
-    def total(value: Tensor) -> Tensor:
-        return member.run(fields | {name: value})["total"]
+    def total(*values: Tensor) -> Tensor:
+        return member.run(fields | dict(zip(names, values, strict=True)))["total"]
 
-    value = fields[name].clone().requires_grad_()
-    assert torch.autograd.gradcheck(total, (value,), raise_exception=False), f"gradcheck fails for {name}"
+    values = tuple(fields[name].clone().requires_grad_() for name in names)
+    assert torch.autograd.gradcheck(total, values, raise_exception=False), f"gradcheck fails for {names}"
 
 
 def optional_fields_are_optional(member: Member) -> None:
@@ -278,8 +306,12 @@ def contributions_add_up(member: Member) -> None:
     assert same(found["rewards"], together, exact=False), "rewards are not the weighted sum of scores"
 
 
+# a constraint alone still has its multiplier for a weight
+CONSTRAINED = {"weighting.lagrangian", "weighting.proxy_point_search"}
+
+
 def one_component_is_the_reward(member: Member) -> None:
-    if member.key in NOT_LINEAR or not member.plain:
+    if member.key in NOT_LINEAR | CONSTRAINED or not member.plain:
         return
     fields = member.make(Sizes(K=1))
     assert same(member.run(fields)["rewards"], fields["scores"][..., 0], exact=False)
@@ -455,8 +487,7 @@ def _for(member: Member, fields: dict[str, Any]) -> dict[str, Any]:
     if member.stage == "shaping":
         return fields | {"scores": fields["scores"][..., 0].clone()}
     if member.stage == "objectives":
-        name = _learned(member)
-        return fields | {name: fields[name].clone().requires_grad_()}
+        return fields | {name: fields[name].clone().requires_grad_() for name in _learned(member)}
     return fields
 
 
@@ -480,15 +511,22 @@ def _loss(member: Member, fields: dict[str, Any]) -> dict[str, Any]:
     return member.run(_for(member, fields))
 
 
-def _gradient(member: Member, fields: dict[str, Any]) -> Tensor:
+def _gradients(member: Member, fields: dict[str, Any]) -> list[Tensor]:
     prepared = _for(member, fields)
-    (grad,) = torch.autograd.grad(member.run(prepared)["total"], prepared[_learned(member)])
-    return grad
+    learned = [prepared[name] for name in _learned(member)]
+    return list(torch.autograd.grad(member.run(prepared)["total"], learned))
 
 
-def _learned(member: Member) -> str:
-    """The field through which an objective reaches the policy: log-probabilities, or the loss of learning from samples."""
-    return "logp" if member.takes("logp") else "imitation"
+def _learned(member: Member) -> list[str]:
+    """The fields through which an objective reaches the policy."""
+    known = ("logp_chosen", "logp_rejected", "error_chosen", "error_rejected", "logp", "imitation")
+    taken = [name for name in known if member.takes(name)]
+    return taken if len(taken) == 2 and taken[0].endswith("_chosen") else taken[:1]
+
+
+def _masks(member: Member) -> list[str]:
+    """The masks it takes, one for each field through which it reaches the policy."""
+    return [name for name in ("mask", "mask_chosen", "mask_rejected") if member.takes(name)]
 
 
 def _step(member: Member, module: nn.Module, seed: int) -> dict[str, Any]:

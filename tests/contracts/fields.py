@@ -16,12 +16,13 @@ from torch import Generator, Tensor
 
 
 class Sizes(NamedTuple):
-    """P prompts, G samples each, T steps, K components."""
+    """P prompts, G samples each, T steps, K components, M reference answers."""
 
     P: int = 3
     G: int = 4
     T: int = 5
     K: int = 2
+    M: int = 3
 
 
 class Draw:
@@ -39,7 +40,8 @@ class Draw:
         return self.made[name]
 
     def shape(self, letters: str) -> list[int]:
-        return [getattr(self.sizes, letter) for letter in letters.split()]
+        known = {**self.sizes._asdict(), "B": self.sizes.P, "S": self.sizes.T + 1}
+        return [known[letter] for letter in letters.split()]
 
     def normal(self, letters: str) -> Tensor:
         return torch.randn(self.shape(letters), dtype=torch.float64, generator=self.generator)
@@ -67,6 +69,29 @@ def _mask(draw: Draw) -> Tensor:
     return mask
 
 
+def _side(letters: str) -> dict[str, Maker]:
+    """Log-probabilities of one side of pairs, with a mask whose last step is live in the first pair only."""
+
+    def mask(draw: Draw) -> Tensor:
+        live = draw.normal(letters) > -0.5
+        live[:, 0] = True
+        live[0, -1] = True
+        live[1:, -1] = False
+        return live
+
+    return {
+        "mask": mask,
+        "logp": lambda d: -d.normal(letters).abs() - 0.1,
+        "logp_ref": lambda d: -d.normal(letters).abs() - 0.1,
+        "logp_guide": lambda d: -d.normal(letters).abs() - 0.1,
+    }
+
+
+def _sides() -> dict[str, Field]:
+    both = (("chosen", "B T"), ("rejected", "B S"))
+    return {f"{name}_{side}": Field(of, make) for side, of in both for name, make in _side(of).items()}
+
+
 def _scores(draw: Draw) -> Tensor:
     return draw.normal("P G K")
 
@@ -77,6 +102,15 @@ def _words(draw: Draw, words: str) -> list[list[str]]:
 
 
 FIELDS: dict[str, Field] = {
+    **_sides(),
+    "mean_length_chosen": Field("", lambda d: d["mask_chosen"].double().sum(-1).mean()),
+    **{
+        f"error{of}_{side}": Field("B", lambda d: d.normal("B").abs())
+        for of in ("", "_ref")
+        for side in ("chosen", "rejected")
+    },
+    "desirable": Field("P G", lambda d: d.normal("P G") > 0),
+    "reference_point": Field("", lambda d: d.normal("P").abs().mean()),
     "mask": Field("P G T", _mask),
     "logp_old": Field("P G T", lambda d: -d.normal("P G T").abs() - 0.1),
     "logp": Field("P G T", lambda d: d.near("logp_old", 0.05)),
@@ -91,6 +125,11 @@ FIELDS: dict[str, Field] = {
     "rewards": Field("P G", lambda d: d.normal("P G")),
     "advantages": Field("P G", lambda d: d.normal("P G")),
     "scores": Field("P G K", _scores),
+    "ref_scores": Field("P M", lambda d: d.normal("P M")),
+    "ref_mask": Field("P M", lambda d: torch.arange(d.sizes.M) < 1 + torch.arange(d.sizes.P).unsqueeze(-1) % d.sizes.M),
+    "shaped": Field("P G K", lambda d: d.normal("P G K")),
+    "raw_scores": Field("P G K", lambda d: d.normal("P G K")),
+    "watched": Field("P G K", lambda d: d.normal("P G K")),
     "score_names": Field("", lambda d: tuple(f"component{k}" for k in range(d.sizes.K))),
     "local_advantages": Field("P G", lambda d: d.normal("P G")),
     "global_advantages": Field("P G", lambda d: d.normal("P G")),
@@ -124,6 +163,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rewards.tournament": {"judge": {"pointwise": {"reward": "exact_answer"}}},
     "rewards.win_rate": {"judge": {"pointwise": {"reward": "exact_answer"}}},
     "shaping.backward_correction": {"false_positive_rate": 0.1, "false_negative_rate": 0.2},
+    "shaping.ceil": {"c": 0.5},
+    "shaping.saturated": {"threshold": 0.3},
+    "weighting.lagrangian": {"thresholds": {"component0": 0.2}},
+    "weighting.proxy_point_search": {"box": {"component0": [-0.5, 0.5]}},
     "shaping.forward_correction": {"false_negative_rate": 0.2},
 }
 
@@ -159,6 +202,25 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"denominator": "per_token", "clip_high": 0.28},
         {"denominator": "constant", "max_length": 9, "clip_low": None, "clip_high": None},
     ],
+    "objectives.copg": [{"beta": 0.5}, {"beta": 3.0}],
+    "objectives.aot": [{"paired": False, "label_smoothing": 0.1}],
+    "objectives.cpo": [{"loss_type": "hinge"}, {"loss_type": "ipo", "nll_weight": 0.5}, {"label_smoothing": 0.1}],
+    "objectives.dpo": [
+        {"label_smoothing": 0.2},
+        {"label_smoothing": 0.2, "robust": True},
+        *({"divergence": name, "beta": 0.5} for name in ("forward_kl", "js", "alpha")),
+    ],
+    "objectives.ipo": [{"average_log_prob": False}],
+    "objectives.kto": [{"desirable_weight": 1.5, "undesirable_weight": 0.5}],
+    "objectives.simpo": [
+        {"loss_type": "hinge", "gamma_beta_ratio": 0.0},
+        {"sft_weight": 0.5, "alpha": 0.2, "label_smoothing": 0.1},
+        {"length_normalised": False},
+    ],
+    "objectives.tgdpo": [
+        {"alpha": 3.0, "beta": 1.0},
+        {"alpha": 3.0, "beta": 1.0, "min_weight": 0.1, "plain_end": True, "sft_weight": 0.5},
+    ],
     "objectives.dpok": [{"importance": True, "clip": 0.2, "alpha": 2.0}, {"beta": 0.0}],
     "objectives.reward_weighted": [
         {"weighting": "exponential", "largest": 3.0, "beta": 0.5},
@@ -184,9 +246,26 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"baseline": "ema", "scale": "ema"},
         {"baseline": 0.1, "scale": "informedness", "false_positive_rate": 0.1},
     ],
+    "shaping.clip": [{"width": 0.5}],
+    "shaping.length_penalty": [{"limit": 2, "per_token": 0.1}],
+    "shaping.log_sigmoid_centred": [{"quantile": 0.5}],
+    "shaping.par": [{"k": 3.0}],
+    "shaping.sgfc": [{"k": 3.0, "shift": 1.0}],
+    "shaping.sigmoid": [{"k": 2.0}],
     "shaping.sweet_spot": [
         {"top": "inclusive", "amplification": 2.0, "alpha": 2.0},
         {"zones": 2, "tiers": [0.0, 0.9, 1.0]},
+    ],
+    "weighting.gradient_alignment": [{"weights": {"component0": 0.25, "component1": 0.75}, "mu": 0.5}],
+    "weighting.hypervolume": [{"weights": [0.25, 0.75], "apply_to": "reward"}, {"maximise": {"component0": False}}],
+    "weighting.lagrangian": [
+        {"mode": "xi", "average": "samples"},
+        {"mode": "all", "updates": 2},
+        {"squash": False},
+    ],
+    "weighting.tri_factor": [
+        {"floors": {"component0": 0.0}, "severity": {"component0": 2.0}, "alpha": 0.0, "eta": 0.5},
+        {"sign": {"component1": -1}, "floors": {"component1": 0.1}, "lam": 0.0},
     ],
     "weighting.linear": [{"weights": {"component0": 0.5, "component1": -2.0}}, {"weights": [1.0, 0.0]}],
 }
@@ -223,7 +302,7 @@ def select_prompts(fields: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     """The fields of some prompts."""
     found = {}
     for name, value in fields.items():
-        if letters(name, value)[:1] != ["P"]:
+        if letters(name, value)[:1] not in (["P"], ["B"]):
             found[name] = value
         else:
             found[name] = value[rows].clone() if isinstance(value, Tensor) else [value[p] for p in rows]
@@ -232,13 +311,14 @@ def select_prompts(fields: dict[str, Any], rows: list[int]) -> dict[str, Any]:
 
 def poison_masked(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields with NaN at every masked step."""
-    mask = fields["mask"]
-    return {
-        name: value.masked_fill(~mask, math.nan)
-        if isinstance(value, Tensor) and value.is_floating_point() and letters(name, value) == ["P", "G", "T"]
-        else value
-        for name, value in fields.items()
-    }
+    masks = {("P", "G", "T"): "mask", ("B", "T"): "mask_chosen", ("B", "S"): "mask_rejected"}
+    found = {}
+    for name, value in fields.items():
+        mask = (
+            masks.get(tuple(letters(name, value))) if isinstance(value, Tensor) and value.is_floating_point() else None
+        )
+        found[name] = value if mask is None else value.masked_fill(~fields[mask], math.nan)
+    return found
 
 
 def copy(fields: dict[str, Any]) -> dict[str, Any]:

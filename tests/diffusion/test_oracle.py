@@ -64,20 +64,29 @@ def test_its_weights_are_frozen_and_the_pictures_have_a_gradient():
     assert images.grad.abs().sum() > 0
 
 
+def scored(groups, labels, **options) -> torch.Tensor:
+    found = oracle_score(task="digits", **options)(groups, labels.tolist())
+    return torch.tensor([[score for score, _ in row] for row in found])
+
+
 def test_scores_against_the_label():
     images, labels = real(4)
     groups = [[images[p], images[(p + 1) % 4]] for p in range(4)]
     logits = oracle("digits")(images).log_softmax(-1)
-    scores = oracle_score(task="digits")(groups, labels.tolist())
+    scores = scored(groups, labels)
     assert scores.shape == (4, 2)
     for p in range(4):
         assert scores[p, 0].item() == pytest.approx(max(logits[p, p].item(), -10.0))
         assert scores[p, 1].item() == pytest.approx(max(logits[(p + 1) % 4, p].item(), -10.0), abs=1e-5)
-    chance = oracle_score(task="digits", says="probability")(groups, labels.tolist())
+    chance = scored(groups, labels, says="probability")
     torch.testing.assert_close(chance, scores.exp())
-    right = oracle_score(task="digits", says="right")(groups, labels.tolist())
+    right = scored(groups, labels, says="right")
     assert right[:, 0].tolist() == (logits.argmax(-1) == labels).float().tolist()
-    assert oracle_score(task="digits", lowest=-1.0)(groups, labels.tolist()).min() >= -1.0
+    assert scored(groups, labels, lowest=-1.0).min() >= -1.0
+    # the answer is what the picture looks like, whatever was asked for
+    answers = [[answer for _, answer in row] for row in oracle_score(task="digits")(groups, labels.tolist())]
+    seen = [str(k) for k in logits.argmax(-1).tolist()]
+    assert answers == [[seen[p], seen[(p + 1) % 4]] for p in range(4)]
 
 
 def test_it_is_a_reward_like_any_other():

@@ -778,3 +778,8 @@ def test_a_copy_is_apart():
     other = copy.deepcopy(made)
     stir(other)
     assert not torch.equal(latents(other, ["red"], 1, [1]), latents(made, ["red"], 1, [1]))
+
+
+def test_there_is_no_critic():
+    with pytest.raises(RecipeError, match=r"have no critic.*value_anchored"):
+        policy().add_critic()

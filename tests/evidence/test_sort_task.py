@@ -34,7 +34,7 @@ def trained(monkeypatch) -> list[int]:
     run = Supervised.run
 
     def spy(self, steps, on_step=None):
-        seeds.append(self.rows.seed)
+        seeds.append(self.seed)
         run(self, steps, on_step)
 
     monkeypatch.setattr(Supervised, "run", spy)

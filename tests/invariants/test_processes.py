@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from guerdon.cli.main import main
+from guerdon.language.tasks import topics
 from tests.invariants.sharded import make
 from tests.models import REWARDS, problems, saved_model, settings
 
@@ -81,3 +83,52 @@ def test_a_sharded_policy_makes_the_trajectory_of_a_whole_one_and_resumes(workpl
         assert found.keys() == whole.keys()
         assert max((found[name] - whole[name]).abs().max().item() for name in whole) < 1e-6
     assert max((start[name] - whole[name]).abs().max().item() for name in whole) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "extra", [["--policy.lora.rank", "4"], ["--objective", "kto"], ["--preference.precompute", "true"]]
+)
+def test_two_processes_make_the_preference_trajectory_of_one(tmp_path, monkeypatch, extra):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GUERDON_CACHE", str(tmp_path / "cache"))
+    topics.model(0).save_pretrained(tmp_path / "model")
+    topics.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in topics.pairs(0, count=30)[:]))
+    words = [
+        "train",
+        "dpo",
+        "--policy.model",
+        "model",
+        "--data",
+        "pairs.jsonl",
+        "--policy.max_new_tokens",
+        "13",
+        *extra,
+    ]
+    words += ["--prompts_per_step", "8", "--micro_batch", "3", "--policy.dtype", "float64", "--steps", "3"]
+    words += [
+        "--optim.lr",
+        "1e-3",
+        "--evaluation.every",
+        "2",
+        "--watch.quality",
+        "guerdon.language.tasks.topics:quality",
+    ]
+    assert main([*words, "--run.name", "one"]) == 0
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    launch(tmp_path, "-m", "guerdon", *words, "--run.name", "two")
+    file = "adapter_model.safetensors" if "--policy.lora.rank" in extra else "model.safetensors"
+    ours, theirs = (load_file(f"runs/{name}/checkpoints/step-3/policy/{file}") for name in ("one", "two"))
+    assert max((ours[key] - theirs[key]).abs().max().item() for key in ours) < 1e-6
+    lines = zip(*(Path(f"runs/{name}/metrics.jsonl").read_text().splitlines() for name in ("one", "two")), strict=True)
+    for line, other in (map(json.loads, pair) for pair in lines):
+        for key in (
+            "loss",
+            "grad_norm",
+            "accuracy",
+            "margin_std",
+            "reference_point",
+            "eval/loss",
+            "eval/sampled/quality",
+        ):
+            assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key

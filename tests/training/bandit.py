@@ -78,6 +78,14 @@ class BanditPolicy(nn.Module):
         extras = {"truncated": ~(ended > 0).any(-1)}
         return Rollout(list(prompts), samples, mask, found.logp, steps, values=found.values, extras=extras)
 
+    def reference_sample(self, prompts: list[int], group_size: int, seeds: list[int], *, module: Any = None) -> Rollout:
+        assert self.reference is not None
+        own = self.table.data
+        self.table.data = self.reference
+        found = self.sample(prompts, group_size, seeds, module=module)
+        self.table.data = own
+        return found
+
     def keep_reference(self) -> None:
         self.reference = self.table.detach().clone()
 

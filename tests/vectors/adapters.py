@@ -25,6 +25,7 @@ from guerdon.advantages import (
     rloo,
     value_anchored,
 )
+from guerdon.diffusion.pathwise import unroll
 from guerdon.diffusion.steps import (
     add_noise,
     dance_std,
@@ -38,9 +39,35 @@ from guerdon.diffusion.steps import (
     interpolate,
     v_target,
 )
+from guerdon.inference import optimise_noise
 from guerdon.metrics import SuiteReport
-from guerdon.objectives import copo_loss, dpok, policy_gradient, prdp, real, reward_weighted
+from guerdon.objectives import (
+    aot,
+    copg,
+    copo_loss,
+    cpo,
+    diffusion_dpo,
+    dpo,
+    dpok,
+    exo,
+    ipo,
+    kto,
+    nca,
+    orpo,
+    policy_gradient,
+    prdp,
+    real,
+    reward_weighted,
+    simpo,
+    slic,
+    sppo,
+    tgdpo,
+)
+from guerdon.objectives.copg import contrast
+from guerdon.objectives.demonstration import demonstration, demonstration_value, q_values, value_terms
 from guerdon.objectives.kl import kl_estimate
+from guerdon.objectives.kto import kto_reference_point
+from guerdon.objectives.pairs import sequence_logp
 from guerdon.objectives.real import relative_scores
 from guerdon.objectives.reward_difference import reward_pairs
 from guerdon.rewards import appeal
@@ -63,6 +90,9 @@ from guerdon.shaping.noise_correction import (
     step_coefficients,
 )
 from guerdon.shaping.sweet_spot import zone_of
+from guerdon.weighting.gradient_alignment import GradientAlignment, influence
+from guerdon.weighting.hypervolume import Hypervolume
+from tests.vectors.hacked import constrained, shaped_rewards, tri_factors
 
 Values = dict[str, Any]
 
@@ -416,20 +446,372 @@ def preferences(inputs: Values) -> Values:
     }
 
 
+def contrastive(inputs: Values) -> Values:
+    logp, logp_ref = (tensor(inputs[name]).unsqueeze(-1) for name in ("logp", "logp_ref"))
+    given = (logp.requires_grad_(), logp_ref, tensor(inputs["rewards"]), torch.ones_like(logp).bool())
+    found = copg(*given, beta=inputs["beta"])
+    loss = found.total / found.count
+    loss.backward()
+    parts = contrast(*given, beta=inputs["beta"])
+    assert logp.grad is not None
+    return {
+        "objective_per_prompt": parts.objective.detach(),
+        "loss": loss.item(),
+        "grad_logp": logp.grad.squeeze(-1),
+        "regularised_reward": parts.regularised,
+    }
+
+
+def _spread(means: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Sequences of the given lengths in which every token has the mean log-probability."""
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return means[:, None].expand(mask.shape), mask
+
+
+def _pair_by_pair(function: Callable[..., Any], *fields: Tensor, **options: Any) -> Tensor:
+    """The loss of each pair alone."""
+    rows = range(len(fields[0]))
+    return torch.stack([function(*(f[b : b + 1] for f in fields), **options).total for b in rows])
+
+
+def preference_losses(inputs: Values) -> Values:
+    kind = inputs["loss_type"]
+    if kind == "kto":
+        return _unpaired(inputs)
+    if kind == "diffusion_dpo":
+        return _image_pairs(inputs)
+    if kind == "orpo":
+        return _odds(inputs)
+    if kind.startswith("cpo_"):
+        return _contrastive_preferences(inputs)
+    smoothing = {"label_smoothing": inputs["label_smoothing"]}
+    losses: dict[str, tuple[Callable[..., Any], Values]] = {
+        "sigmoid": (dpo, smoothing),
+        "robust": (dpo, {**smoothing, "robust": True}),
+        "ipo": (ipo, {"average_log_prob": False}),
+        "hinge": (slic, {}),
+        "sppo_hard": (sppo, {}),
+        "exo_pair": (exo, smoothing),
+        "nca_pair": (nca, {}),
+        "aot": (aot, smoothing),
+        "aot_pair": (aot, {**smoothing, "paired": False}),
+    }
+    function, options = losses[kind]
+    names = ("logp_chosen", "logp_rejected", "ref_logp_chosen", "ref_logp_rejected")
+    sums = [tensor(inputs[name])[:, None] for name in names]
+    sums = [*(value.requires_grad_() for value in sums[:2]), *sums[2:]]
+    live = torch.ones_like(sums[0]).bool()
+    options = {"beta": inputs["beta"], **options}
+    found = function(*sums, live, live, **options)
+    loss = found.total / found.count
+    loss.backward()
+    with torch.no_grad():
+        if kind in ("aot", "aot_pair"):  # of the quantiles, which belong to no pair
+            chosen, rejected, ref_chosen, ref_rejected = (value[:, 0] for value in sums)
+            first, second = chosen - rejected, ref_chosen - ref_rejected
+            if kind == "aot_pair":
+                first, second = chosen - ref_chosen, rejected - ref_rejected
+            delta = (first.sort().values - second.sort().values)[:, None]
+            zero = torch.zeros_like(delta)
+            each = _pair_by_pair(dpo, delta, zero, zero, zero, live, live, beta=inputs["beta"], **smoothing)
+        else:
+            each = _pair_by_pair(function, *sums, live, live, **options)
+    return {
+        "losses": each,
+        "loss": loss,
+        "grad_logp_chosen": sums[0].grad[:, 0],
+        "grad_logp_rejected": sums[1].grad[:, 0],
+    }
+
+
+def _contrastive_preferences(inputs: Values) -> Values:
+    sides = [
+        _spread(tensor(inputs[f"logp_{side}"]) / tensor(inputs[f"length_{side}"]), tensor(inputs[f"length_{side}"]))
+        for side in ("chosen", "rejected")
+    ]
+    fields = [*(logp for logp, _ in sides), *(mask for _, mask in sides)]
+    kind, weight = inputs["loss_type"].removeprefix("cpo_"), inputs["nll_weight"]
+    common = {"beta": inputs["beta"], "label_smoothing": inputs["label_smoothing"]}
+    found = cpo(*fields, beta=inputs["beta"], nll_weight=weight)
+    if kind == "simpo":
+        options = {**common, "gamma_beta_ratio": inputs["simpo_gamma"] / inputs["beta"]}
+        each = _pair_by_pair(simpo, *fields, **options)
+    else:
+        each = _pair_by_pair(cpo, *fields, **common, loss_type=kind, nll_weight=0.0)
+    nll = found.metrics["nll"]
+    return {"losses": each, "nll": nll, "loss": each.mean() + weight * nll}
+
+
+def _odds(inputs: Values) -> Values:
+    chosen, rejected = (tensor(inputs[f"avg_logp_{side}"]).requires_grad_() for side in ("chosen", "rejected"))
+    logp, mask = _spread(chosen, tensor(inputs["length_chosen"]))
+    live = torch.ones_like(rejected)[:, None].bool()
+    fields = (logp, rejected[:, None], mask, live)
+    found = orpo(*fields, beta=inputs["beta"])
+    loss = found.total / found.count
+    loss.backward()
+    with torch.no_grad():
+        rows = [[f[b : b + 1] for f in fields] for b in range(len(chosen))]
+        ratios = torch.stack([orpo(*row, beta=inputs["beta"]).metrics["log_odds_ratio"] for row in rows])
+    return {
+        "log_odds_ratio": ratios,
+        "nll": found.metrics["nll"],
+        "loss": loss,
+        "grad_avg_logp_chosen": chosen.grad,
+        "grad_avg_logp_rejected": rejected.grad,
+    }
+
+
+def _unpaired(inputs: Values) -> Values:
+    logp, ref, other, other_ref = (
+        tensor(inputs[name])[:, None, None] for name in ("logp", "ref_logp", "kl_logp", "ref_kl_logp")
+    )
+    logp, other, live = logp.requires_grad_(), other.requires_grad_(), torch.ones_like(ref).bool()
+    desirable = torch.tensor(inputs["desirable"])[:, None]
+    point = kto_reference_point(other, other_ref, live)
+    options = {"beta": inputs["beta"], **{name: inputs[name] for name in ("desirable_weight", "undesirable_weight")}}
+    found = kto(logp, ref, desirable, live, point, **options)
+    loss = found.total / found.count
+    grad, grad_other = torch.autograd.grad(loss, (logp, other), allow_unused=True)
+    rows = [slice(n, n + 1) for n in range(len(logp))]
+    with torch.no_grad():
+        each = [kto(logp[r], ref[r], desirable[r], live[r], point, **options).total for r in rows]
+    return {
+        "kl": point,
+        "losses": torch.stack(each),
+        "loss": loss,
+        "grad_logp": grad.flatten(),
+        "grad_kl_logp": torch.zeros(len(logp)) if grad_other is None else grad_other.flatten(),
+    }
+
+
+def _image_pairs(inputs: Values) -> Values:
+    given = {
+        name: tensor(inputs[name]) for name in ("target_w", "target_l", "pred_w", "pred_l", "ref_pred_w", "ref_pred_l")
+    }
+    for name in ("pred_w", "pred_l"):
+        given[name].requires_grad_()
+    errors = [
+        (given[f"{kind}_{side}"] - given[f"target_{side}"]).square().mean(-1)
+        for kind in ("pred", "ref_pred")
+        for side in "wl"
+    ]
+    found = diffusion_dpo(*errors, beta=inputs["beta"])
+    loss = found.total / found.count
+    loss.backward()
+    with torch.no_grad():
+        each = _pair_by_pair(diffusion_dpo, *errors, beta=inputs["beta"])
+    return {
+        "losses": each,
+        "loss": loss,
+        "implicit_accuracy": found.metrics["implicit_accuracy"],
+        "grad_pred_w": given["pred_w"].grad,
+        "grad_pred_l": given["pred_l"].grad,
+    }
+
+
+def length_normalised_preferences(inputs: Values) -> Values:
+    logps = [tensor(inputs[f"logp_{side}"]).requires_grad_() for side in ("chosen", "rejected")]
+    masks = [tensor(inputs[f"mask_{side}"]).bool() for side in ("chosen", "rejected")]
+    options = {name: inputs[name] for name in ("beta", "gamma_beta_ratio", "label_smoothing", "loss_type")}
+    found = simpo(*logps, *masks, **options)
+    loss = found.total / found.count
+    loss.backward()
+    with torch.no_grad():
+        each = _pair_by_pair(simpo, *logps, *masks, **options)
+        means = sequence_logp("simpo", *logps, *masks, average=True)
+    assert found.implicit is not None
+    return {
+        "avg_logp_chosen": means.chosen,
+        "avg_logp_rejected": means.rejected,
+        "losses": each,
+        "loss": loss,
+        "chosen_rewards": found.implicit[:, 0],
+        "rejected_rewards": found.implicit[:, 1],
+        "grad_logp_chosen": logps[0].grad,
+        "grad_logp_rejected": logps[1].grad,
+    }
+
+
+def implicit_rewards(inputs: Values) -> Values:
+    if "level" not in inputs:
+        actions = torch.tensor(inputs["actions"])
+        logits, reference = tensor(inputs["logits"]), tensor(inputs["ref_logits"])
+        found = q_values(logits, reference, actions, beta=inputs["beta"])
+        return {
+            "V": found.value,
+            "Q_taken": found.q,
+            "advantage": found.advantage,
+            "token_reward_maxent": found.reward,
+            "token_reward_kl": found.reward_kl,
+            "sum_identity": (found.reward.sum() - found.value[0] - found.advantage.sum()).item(),
+        }
+    mask, options = tensor(inputs["mask"]).bool(), {name: inputs[name] for name in ("divergence", "beta")}
+    if inputs["level"] == "value":
+        logits, reference = tensor(inputs["logits"]).requires_grad_(), tensor(inputs["ref_logits"])
+        actions = torch.tensor(inputs["actions"])
+        options["centre"] = inputs["centre"]
+        terms = value_terms(logits, reference, actions, mask, beta=inputs["beta"], centre=inputs["centre"])
+        loss = demonstration_value(logits, reference, actions, mask, **options)
+        mean = loss.total / loss.count
+        mean.backward()
+        each = _pair_by_pair(demonstration_value, logits, reference, actions, mask, **options)
+        return {
+            "implicit_reward": terms.reward,
+            "value_start": terms.start,
+            "losses": each,
+            "loss": mean,
+            "grad_logits": logits.grad,
+        }
+    logp, logp_ref, level = tensor(inputs["logp"]).requires_grad_(), tensor(inputs["logp_ref"]), inputs["level"]
+    loss = demonstration(logp, logp_ref, mask, level=level, **options)
+    mean = loss.total / loss.count
+    mean.backward()
+    each = _pair_by_pair(demonstration, logp, logp_ref, mask, level=level, **options)
+    token = (inputs["beta"] * (logp.detach() - logp_ref)).where(mask, 0.0)
+    return {
+        "implicit_reward": token if level == "token" else loss.implicit,
+        "losses": each / mask.sum(-1) if level == "token" else each,
+        "loss": mean,
+        "grad_logp": logp.grad,
+    }
+
+
+def token_guidance(inputs: Values) -> Values:
+    sides = ("chosen", "rejected")
+    logps, refs, guides = (
+        [tensor(inputs[f"{name}_{side}"]) for side in sides] for name in ("logp", "ref_logp", "guide_logp")
+    )
+    masks = [tensor(inputs[f"mask_{side}"]).bool() for side in sides]
+    options = {name: inputs[name] for name in ("beta", "alpha")}
+    fields = [*(logp.requires_grad_() for logp in logps), *refs, *guides, *masks]
+    found = tgdpo(*fields, **options)
+    loss = found.total / found.count
+    loss.backward()
+    with torch.no_grad():
+        each = _pair_by_pair(tgdpo, *fields, **options)
+        rewards = [
+            (inputs["beta"] * (logp - ref)).where(mask, 0.0) for logp, ref, mask in zip(logps, refs, masks, strict=True)
+        ]
+    assert found.implicit is not None
+    assert torch.allclose(found.implicit, torch.stack([side.sum(-1) for side in rewards], -1))
+    return {
+        "losses": each,
+        "loss": loss,
+        **{f"token_rewards_{side}": value for side, value in zip(sides, rewards, strict=True)},
+        **{f"grad_logp_{side}": logp.grad for side, logp in zip(sides, logps, strict=True)},
+    }
+
+
+def reward_gradients(inputs: Values) -> Values:
+    times, levels, noise, target = (tensor(inputs[name]) for name in ("times", "alpha_bar", "noise", "target"))
+    u, eta, outputs = tensor(inputs["u"]), inputs["eta"], {}
+
+    for cut in inputs["start"]:
+        weight, bias = (tensor(inputs[name]).requires_grad_() for name in ("W", "b"))
+
+        def step(x: Tensor, i: int, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+            eps = (x @ weight.T + bias + times[i] * u).tanh()
+            found = ddim_step(x, eps, levels[i].item(), levels[i + 1].item(), eta)
+            return found.mean + found.std * noise[i]
+
+        x0 = unroll(step, tensor(inputs["x_T"]), len(times), cut=cut)
+        reward = -(x0 - target).square().sum(-1)
+        loss = -reward.mean()
+        loss.backward()
+        outputs[str(cut)] = {
+            "x0": x0.detach(),
+            "reward": reward.detach(),
+            "loss": loss.item(),
+            "grad_W": weight.grad,
+            "grad_b": bias.grad,
+        }
+    return outputs
+
+
+def noise_search(inputs: Values) -> Values:
+    matrix, bias, vectors = (tensor(inputs[name]) for name in ("A", "b", "reward_vectors"))
+    names = [str(k) for k in range(len(vectors))]
+    seen: list[Tensor] = []
+    found = optimise_noise(
+        lambda z: (z @ matrix.T + bias).tanh(),
+        tensor(inputs["z0"])[None],
+        {name: lambda images, vector=vector: images @ vector for name, vector in zip(names, vectors, strict=True)},
+        weights=dict(zip(names, inputs["weights"], strict=True)),
+        offsets=dict(zip(names, inputs["offsets"], strict=True)),
+        iterations=inputs["n_iters"],
+        lr=inputs["lr"],
+        momentum=inputs["momentum"],
+        nesterov=inputs["nesterov"],
+        grad_clip=inputs["grad_clip"],
+        norm_weight=inputs["reg_weight"],
+        on_iteration=lambda i, noise, images, loss: seen.append(noise[0]),
+    )
+    losses = found.loss[:, 0]
+    return {
+        "latents": torch.stack(seen),
+        "reward_loss": losses,
+        "best_index": int(found.best[0]),
+        "initial": losses[0].item(),
+        "best": losses[found.best[0]].item(),
+    }
+
+
+def adaptive_weights(inputs: Values) -> Values:
+    if inputs["kind"] == "gradient":
+        stage = GradientAlignment(
+            weights=inputs["weights"], mu=inputs["mu"], accumulate=inputs["accumulate"], clip_norm=None
+        )
+        found: Values = {"influence": [], "weights": []}
+        for gradients in map(tensor, inputs["gradients"]):
+            found["influence"].append(influence(gradients).tolist())
+            stage.adapt(gradients @ gradients.T, inputs["lr"])
+            found["weights"].append(stage.weights.tolist())
+        return found
+    names = [str(k) for k in range(len(inputs["reference"]))]
+    stage = Hypervolume(maximise=dict(zip(names, inputs["maximise"], strict=True)), normalise=False)
+    stage.validate(tensor(inputs["reference"]), names)
+    found = {"contribution": [], "meta_reward": [], "kept": []}
+    for point in inputs["stream"]:
+        before, size = stage.hypervolume(), len(stage.front)
+        stage.validate(tensor(point), names)
+        found["contribution"].append(stage.hypervolume() - before)
+        found["meta_reward"].append(stage.scale)
+        found["kept"].append(len(stage.front) > size)
+    return {**found, "hypervolume": stage.hypervolume(), "pareto_front": stage.pareto_front().tolist()}
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
+    "alignprop": reward_gradients,
     "arena-rl": tournaments,
+    "copg": contrastive,
+    "dynamic-weighting": adaptive_weights,
     "copo": consistency,
     "diffusion-base": denoising,
     "diffusion-rl-base": image_baselines,
+    "dpo-family": preference_losses,
     "grpo-family": grpo_family,
     "noisy-verifier": noise,
+    "par": shaped_rewards,
+    "constrained-rlhf": constrained,
+    "quark-medical": tri_factors,
     "prdp": reward_difference,
     "pref-grpo": preferences,
     "real": labels,
+    "reno": noise_search,
+    "implicit-reward": implicit_rewards,
+    "simpo": length_normalised_preferences,
+    "tgdpo": token_guidance,
     "sweet-spot": tiers,
     "vade": variance_aware,
     "vgpo": anchored_values,
 }
 
 # files whose numbers were made in single precision: relative and absolute tolerance
-TOLERANCES: dict[str, float] = {"arena-rl": 1e-5, "diffusion-rl-base": 1e-4, "pref-grpo": 1e-6}
+TOLERANCES: dict[str, float] = {
+    "arena-rl": 1e-5,
+    "diffusion-rl-base": 1e-4,
+    "par": 1e-5,
+    "pref-grpo": 1e-6,
+    "reno": 1e-4,
+}

@@ -25,6 +25,7 @@ COMMANDS = {
     "report": Command("report", "summary and page of a run"),
     "compare": Command("compare", "one page that compares runs"),
     "reproduce": Command("reproduce", "test a paper's claim at small scale against its baseline"),
+    "optimise-noise": Command("optimise_noise", "pictures whose initial noise a reward chose (ReNO)"),
     "methods": Command("methods", "the methods there are, by stage"),
     "doctor": Command("doctor", "what is installed, and what is missing for what"),
 }

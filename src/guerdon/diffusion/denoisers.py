@@ -32,10 +32,17 @@ class Denoiser(ABC):
         part: the network's name in its pipeline: `unet` or `transformer`.
         pipeline: the pipeline it came from, whose other parts are frozen; None for a network alone.
         latent_shape: [C, H, W] of a state.
+        layout: memory format of the states that the network gets: channels last where it is made of convolutions, which
+            run faster so. Weights stay as they are: sharding takes no others.
         tokens: positions of an image in a transformer, None for other networks.
     """
 
     part: str = "unet"
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How states lie in memory."""
+        return torch.channels_last if self.part == "unet" else torch.contiguous_format
 
     def __init__(self, network: Any, pipeline: Any = None) -> None:
         self.pipeline = pipeline

@@ -12,10 +12,14 @@ from guerdon.errors import DataError, RecipeError, nearest
 from guerdon.language.data import read_rows, require_columns
 from guerdon.language.domain import Data, Part
 
-# `kl` is not carried by rollouts: the policy gives it to objectives
-FIELDS = ("kl",)
-
 _NOT_OF_A_POLICY = {"model", "lora"}
+
+
+def policy_fields() -> tuple[str, ...]:
+    """What a policy of this domain can give beside the fields of every rollout, known before one is loaded."""
+    from guerdon.diffusion.policy import DenoisingPolicy
+
+    return DenoisingPolicy.fields
 
 
 def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> Any:
@@ -63,17 +67,17 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
     Args:
         source: a bundled task, or a path to rows with `prompt` and, for supervised training, `image`: the path of a
             picture, from the folder of the data file on.
-        loop: `online` needs `prompt`; `supervised` needs `prompt` and `image`.
+        loop: `supervised` needs `prompt` and `image`, the others `prompt`.
         evaluation: the recipe's section; `data` names a file of its own, `size` how many rows are held out.
         seed: of a bundled task's rows.
 
     Raises:
         DataError: the file cannot be read or lacks a column.
     """
-    wanted = ["prompt"] if loop == "online" else ["prompt", "image"]
+    wanted = ["prompt", "image"] if loop == "supervised" else ["prompt"]
     if source in TASKS:
         task = find(source)
-        train = task.prompt_rows() if loop == "online" else task.demonstrations(seed)
+        train = task.demonstrations(seed) if loop == "supervised" else task.prompt_rows()
         held_out: Sequence[Mapping[str, Any]] = task.held_out_rows(evaluation.size, images=loop == "supervised")
     else:
         if not Path(source.split(":")[0]).exists():

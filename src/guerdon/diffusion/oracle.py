@@ -7,6 +7,7 @@ the judge that no training ever looks at: a reward that rises while the judge do
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -122,6 +123,9 @@ def _train(task: Task, seed: int) -> dict[str, Tensor]:
 class oracle_score:  # noqa: N801 - a reward's name in a recipe
     """A reward: what an oracle says about a picture and the class that was asked for.
 
+    It gives pairs (score, answer), the answer being the caption of the likeliest class, so that stages which compare a
+    group's answers (`copo`) have something to compare.
+
     Args:
         task: the bundled image task whose oracle it is.
         seed: of the oracle. Take one seed for the reward and another for the judge under `watch`.
@@ -147,17 +151,64 @@ class oracle_score:  # noqa: N801 - a reward's name in a recipe
         self.task, self.seed, self.says, self.lowest = task, seed, says, lowest
 
     @torch.no_grad()
-    def __call__(self, samples: Sequence[Sequence[Tensor]], label: Sequence[int]) -> Tensor:
-        """Scores [P, G] of P groups of pictures [C, H, W] in [0, 1], each group against its label."""
+    def __call__(self, samples: Sequence[Sequence[Tensor]], label: Sequence[int]) -> list[list[tuple[float, str]]]:
+        """Pairs (score, caption of the likeliest class) [P][G] of P groups of pictures [C, H, W] in [0, 1].
+
+        Args:
+            samples: [P][G] pictures.
+            label: [P], the class that was asked for.
+        """
         logits = _run(self.task, self.seed, [image for group in samples for image in group])
         wanted = torch.tensor([one for one, group in zip(label, samples, strict=True) for _ in group])
-        wanted = wanted.to(logits.device)
+        wanted, found = wanted.to(logits.device), logits.argmax(-1)
         if self.says == "right":
-            scores = (logits.argmax(-1) == wanted).float()
+            scores = (found == wanted).float()
         else:
             scores = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0].clamp(min=self.lowest)
             scores = scores.exp() if self.says == "probability" else scores
-        return scores.view(len(samples), -1).cpu()
+        captions = find(self.task).captions
+        pairs = iter([(score, captions[k]) for score, k in zip(scores.tolist(), found.tolist(), strict=True)])
+        return [list(itertools.islice(pairs, len(group))) for group in samples]
+
+
+class oracle_likeness:  # noqa: N801 - a reward's name in a recipe
+    """The same as `oracle_score` with a gradient to the pictures: for a pathwise loop, or to optimise noise.
+
+    Args:
+        task: the bundled image task whose oracle it is.
+        seed: of the oracle.
+        says: `log_probability` of the class, in nats, or its `probability`.
+
+    Raises:
+        RecipeError: an option is unknown.
+        UnknownNameError: there is no such task.
+    """
+
+    def __init__(
+        self, *, task: str, seed: int = 0, says: Literal["log_probability", "probability"] = "log_probability"
+    ) -> None:
+        known = ("log_probability", "probability")
+        if says not in known:
+            raise RecipeError(
+                f"diffusion.oracle_likeness: says must be one of {', '.join(known)}; got {says!r}.{nearest(says, known)}"
+            )
+        find(task)
+        self.task, self.seed, self.says = task, seed, says
+
+    def __call__(self, images: Float[Tensor, "N C H W"], label: Sequence[int]) -> Float[Tensor, " N"]:
+        """Scores of pictures in [0, 1], each against the label of its prompt.
+
+        Args:
+            images: [N, C, H, W].
+            label: N, the class that was asked for.
+
+        Gradient:
+            To the images.
+        """
+        logits = _on(images.device, self.task, self.seed)(images.float())
+        wanted = torch.as_tensor(list(label), device=logits.device)
+        scores = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+        return scores.exp() if self.says == "probability" else scores
 
 
 def _run(task: str, seed: int, images: Sequence[Tensor]) -> Tensor:
@@ -260,4 +311,4 @@ class oracle_diversity:  # noqa: N801 - a reward's name in a recipe
         return scores
 
 
-__all__ = ["Oracle", "Quality", "oracle", "oracle_diversity", "oracle_score", "quality"]
+__all__ = ["Oracle", "Quality", "oracle", "oracle_diversity", "oracle_likeness", "oracle_score", "quality"]

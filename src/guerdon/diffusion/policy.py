@@ -23,6 +23,7 @@ from guerdon.diffusion.files import (
     write_adapters,
     write_parts,
 )
+from guerdon.diffusion.pathwise import PathSamples, follow, sample_with_gradient
 from guerdon.diffusion.processes import Grid, Process, kind_of, process_of
 from guerdon.diffusion.steps import (
     GaussianStep,
@@ -59,6 +60,22 @@ class LogProb(NamedTuple):
     kl: Tensor | None
 
 
+class Sampled(NamedTuple):
+    """What sampling gives before it is decoded.
+
+    Attributes:
+        latents: [P, G, T + 1, C, H, W], or [P, G, 1, C, H, W], the last state alone.
+        mask: [P, G, T].
+        logp: [P, G, T].
+        clean: [P, G, T, C, H, W], what the state after each step points to, where it is asked for.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    logp: Tensor
+    clean: Tensor | None
+
+
 class DenoisingPolicy(nn.Module):
     """Any denoiser of diffusers with its sampler, with or without LoRA adapters.
 
@@ -81,7 +98,8 @@ class DenoisingPolicy(nn.Module):
         RecipeError: a setting is out of range.
     """
 
-    fields = ("kl",)
+    # both only where a loop asks for them: see `exact_kl` and `keep_projections`
+    fields = ("kl", "projections")
     has_critic = False
 
     def __init__(
@@ -120,6 +138,8 @@ class DenoisingPolicy(nn.Module):
             network.enable_gradient_checkpointing()
         # set by a loop whose objective asks for the field `kl`
         self.exact_kl = False
+        # set by a loop with a reward that asks for the field `projections`
+        self.keep_projections = False
         # in a tuple, so that it is neither trained nor saved nor wrapped with the policy
         self._reference: tuple[nn.Module, ...] = ()
         self.eval()
@@ -321,6 +341,17 @@ class DenoisingPolicy(nn.Module):
         if not self.has_adapters:
             self._reference = (copy.deepcopy(self.model).requires_grad_(False).eval(),)
 
+    def add_critic(self) -> None:
+        """There is none for images.
+
+        Raises:
+            RecipeError: always; a stage asked for `values`.
+        """
+        raise RecipeError(
+            "policy: diffusion and flow policies have no critic, so nothing can ask for the field values. "
+            "Use an advantage without one, such as grpo, or value_anchored for advantages per step."
+        )
+
     def train(self, mode: bool = True) -> DenoisingPolicy:
         """Set the mode; the network stays in evaluation mode (diffusers drops labels and units in the other)."""
         super().train(mode)
@@ -378,7 +409,7 @@ class DenoisingPolicy(nn.Module):
         network = self.model if network is None else network
         count = len(x)
         times = times.to(x.device, None if times.dtype == torch.int64 else torch.float32).expand(count)
-        x = x.to(self.dtype)
+        x = x.to(self.dtype, memory_format=self.denoiser.layout)
         if self.guidance == 1:
             return precise(self.denoiser.predict(network, x, times, condition))
         null = self.denoiser.null(count, x.device)
@@ -460,6 +491,9 @@ class DenoisingPolicy(nn.Module):
             A rollout with `samples` (images [C, H, W] in [0, 1], on the CPU), `steps` (`latents` [P, G, T + 1, C, H, W]
             and the conditions), `mask` (True = a step with noise that is trained on), `logp_old` (0 where masked), and
             `indices` 0 ... P - 1. With `greedy` the mask is False everywhere and `latents` holds the last state only.
+            Where a loop has set `keep_projections`, `extras` has `projections` [P, G, T, C, H, W]: the image of the clean
+            sample that the network sees in the state after each step, the last of them being the sample; with `greedy`
+            that one alone. They cost a decoding each, and no run of the network.
 
         Raises:
             ShapeError: there is not one seed per prompt.
@@ -471,26 +505,49 @@ class DenoisingPolicy(nn.Module):
             )
         steps = self._pack(self.encode(prompts))
         options = {"group_size": group_size, "seeds": list(seeds), "greedy": greedy}
-        latents, mask, logp = (module or self)(steps, kind="sample", **options)
-        images = self._images(latents[:, :, -1])
+        found: Sampled = (module or self)(steps, kind="sample", **options)
+        pictures = self._images(found.latents[:, :, -1:] if found.clean is None else found.clean)
         return Rollout(
             prompts=list(prompts),
-            samples=[list(group) for group in images],
-            steps={"latents": latents, **steps},
-            mask=mask,
-            logp_old=logp,
+            samples=[list(group) for group in pictures[:, :, -1]],
+            steps={"latents": found.latents, **steps},
+            mask=found.mask,
+            logp_old=found.logp,
+            extras={} if found.clean is None else {"projections": pictures},
             indices=list(range(len(prompts))),
         )
 
-    @torch.no_grad()
-    def _images(self, latents: Tensor) -> Tensor:
-        images = self.decode(latents.flatten(0, 1)).float().cpu()
-        return images.view(*latents.shape[:2], *images.shape[1:])
+    def reference_sample(
+        self,
+        prompts: Sequence[Any],
+        group_size: int,
+        seeds: Sequence[int],
+        *,
+        module: Callable[..., Any] | None = None,
+    ) -> Rollout:
+        """Sample as `sample` does, from the reference.
+
+        Args:
+            prompts, group_size, seeds, module: as in `sample`.
+
+        Raises:
+            CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
+        """
+        own = self.model
+        with self._reference_network() as network:
+            self.model = network
+            try:
+                return self.sample(prompts, group_size, seeds, module=module)
+            finally:
+                self.model = own
 
     @torch.no_grad()
-    def _sample(
-        self, steps: dict[str, Tensor], group_size: int, seeds: Sequence[int], greedy: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _images(self, latents: Tensor) -> Tensor:
+        images = self.decode(latents.flatten(0, 2)).float().cpu()
+        return images.view(*latents.shape[:3], *images.shape[1:])
+
+    @torch.no_grad()
+    def _sample(self, steps: dict[str, Tensor], group_size: int, seeds: Sequence[int], greedy: bool) -> Sampled:
         grid = self.process.grid(self.eval_steps if greedy else self.steps, deterministic=greedy)
         shape, length, size = self.latent_shape, len(grid), len(seeds) * group_size
         noisy, trained = plan(
@@ -508,6 +565,7 @@ class DenoisingPolicy(nn.Module):
         noise = path_noise(seeds, group_size, kept, shape, shared=self.shared_noise)
         states = noise.view(size, kept, *shape).to(self.device, precision)
         logp = torch.zeros(size, length, device=self.device, dtype=precision)
+        clean = states.new_empty(size, 1 if greedy else length, *shape) if self.keep_projections else None
         condition = self._unpack(steps, group_size)
         noisy_rows, mask = noisy.view(size, length).to(self.device), trained.to(self.device)
         live = mask.view(size, length)
@@ -523,7 +581,17 @@ class DenoisingPolicy(nn.Module):
                 else:
                     x = step.mean
                 states[rows, 0 if greedy else i + 1] = x
-        return states.view(len(seeds), group_size, kept, *shape), mask, logp.view(mask.shape)
+                if clean is not None and not greedy and i:
+                    clean[rows, i - 1] = step.x0  # of the state after the step before
+            if clean is not None:
+                clean[rows, -1] = x
+        groups = (len(seeds), group_size)
+        return Sampled(
+            states.view(*groups, *states.shape[1:]),
+            mask,
+            logp.view(mask.shape),
+            None if clean is None else clean.view(*groups, *clean.shape[1:]),
+        )
 
     def _log_prob(self, step: GaussianStep, x_next: Tensor, live: Tensor) -> Tensor:
         """[N], 0 where a step is not live."""
@@ -768,7 +836,8 @@ class DenoisingPolicy(nn.Module):
 
         # without guidance, which is not what the network is trained to say
         def output(network: Any) -> Tensor:
-            return precise(self.denoiser.predict(network, x.to(self.dtype), told, condition))
+            x_t = x.to(self.dtype, memory_format=self.denoiser.layout)
+            return precise(self.denoiser.predict(network, x_t, told, condition))
 
         out = output(self.model)
         moved = None
@@ -778,11 +847,17 @@ class DenoisingPolicy(nn.Module):
             moved = denoising_loss(out, reference).view(steps["x0"].shape[:2])
         return Imitation(self.process.loss(out, x0, noise, times).view(steps["x0"].shape[:2]), moved)
 
+    def pathwise(
+        self, prompts: Sequence[Any], group_size: int, seeds: Sequence[int], *, cut: int = 0, **options: Any
+    ) -> PathSamples:
+        """Images with a graph to the weights, see `guerdon.diffusion.pathwise.sample_with_gradient`."""
+        return sample_with_gradient(self, prompts, group_size, seeds, cut=cut, **options)
+
     def forward(
         self,
         steps: dict[str, Tensor],
         mask: Tensor | None = None,
-        kind: Literal["log_prob", "reference", "sample", "imitation"] = "log_prob",
+        kind: Literal["log_prob", "reference", "sample", "imitation", "pathwise"] = "log_prob",
         **options: Any,
     ) -> Any:
         """Run the network: score `steps` (kind "log_prob", "reference", "imitation"), or sample from their conditions.
@@ -791,6 +866,8 @@ class DenoisingPolicy(nn.Module):
         """
         if kind == "sample":
             return self._sample(steps, **options)
+        if kind == "pathwise":
+            return follow(self, steps, **options)
         if kind == "imitation":
             return self._imitate(steps, **options)
         if mask is None:

@@ -171,7 +171,7 @@ def sort_run(
     policy = base_policy(seed, steps=warm_steps, temperature=temperature)
     if signal.needs("values"):
         policy.add_critic()
-    if signal.needs("logp_ref") or wants(objective, "logp_ref"):
+    if signal.needs_reference or wants(objective, "logp_ref"):
         policy.keep_reference()
     curves: dict[str, Points] = {"greedy": [], "sampled": []}
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from guerdon.errors import DataError, RecipeError, nearest
-
-# what a language rollout carries beside the fields of every rollout
-FIELDS = ("truncated",)
+from guerdon.language.tasks import TASKS, Task
 
 
 class Data(NamedTuple):
@@ -17,6 +15,13 @@ class Data(NamedTuple):
 
     train: Sequence[Mapping[str, Any]]
     held_out: Sequence[Mapping[str, Any]]
+
+
+def policy_fields() -> tuple[str, ...]:
+    """What a policy of this domain can give beside the fields of every rollout, known before one is loaded."""
+    from guerdon.language.policy import LanguagePolicy
+
+    return LanguagePolicy.fields
 
 
 def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> Any:
@@ -30,7 +35,7 @@ def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> A
     from transformers.utils import logging
 
     from guerdon.language.policy import LanguagePolicy
-    from guerdon.language.tasks import TASKS, find
+    from guerdon.language.tasks import find
 
     logging.disable_progress_bar()  # a run shows one display, its own
     options = {
@@ -64,24 +69,16 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
         DataError: the file cannot be read or lacks a column.
     """
     from guerdon.language.data import read_rows, require_columns
-    from guerdon.language.tasks import TASKS, find
 
     wanted = ["prompt"] if loop == "online" else ["prompt", "completion"]
-    task = find(source) if source in TASKS else None
+    task = _task(source)
     if task is not None:
         train = task.train_rows(seed) if loop == "online" else task.demonstrations(seed)
         held_out = task.held_out_rows(evaluation.size)
     else:
-        if not Path(source.split(":")[0]).exists():
-            raise DataError(
-                f"data: {source!r} is neither a file nor a bundled task.{nearest(source, TASKS)} "
-                f"Bundled tasks: {', '.join(TASKS)}."
-            )
         rows = read_rows(source)
         require_columns(rows, wanted)
-        # the last rows are held out: known beforehand, and the same on every machine
-        count = 0 if evaluation.data is not None else min(evaluation.size, len(rows) // 5)
-        train, held_out = Part(rows, 0, len(rows) - count), Part(rows, len(rows) - count, len(rows))
+        train, held_out = _split(rows, evaluation)
     if evaluation.data is not None:
         rows = read_rows(evaluation.data)
         require_columns(rows, wanted)
@@ -89,18 +86,84 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
     return Data(train, held_out)
 
 
+def _task(source: str) -> Task | None:
+    """The bundled task of that name; None for a path.
+
+    Raises:
+        DataError: it is neither.
+    """
+    from guerdon.language.tasks import find
+
+    if source in TASKS:
+        return find(source)
+    if not Path(source.split(":")[0]).exists():
+        raise DataError(
+            f"data: {source!r} is neither a file nor a bundled task.{nearest(source, TASKS)} "
+            f"Bundled tasks: {', '.join(TASKS)}."
+        )
+    return None
+
+
+def _split(rows: Sequence[Mapping[str, Any]], evaluation: Any) -> Data:
+    """The last rows are held out: known beforehand, and the same on every machine."""
+    count = 0 if evaluation.data is not None else min(evaluation.size, len(rows) // 5)
+    return Data(Part(rows, 0, len(rows) - count), Part(rows, len(rows) - count, len(rows)))
+
+
+def load_preferences(source: str, form: str, *, evaluation: Any, seed: int) -> Data:
+    """The rows of a preference recipe: a bundled task's, or a file's with its last rows held out.
+
+    Args:
+        source: a bundled task that has pairs, or a path.
+        form: `paired` or `unpaired`; see `guerdon.language.preferences.preference_rows`.
+        evaluation: the recipe's section; `data` names a file of its own, `size` how many rows are held out.
+        seed: of a bundled task's rows.
+
+    Raises:
+        DataError: the file cannot be read, or rows are malformed.
+    """
+    from guerdon.language.data import read_rows
+    from guerdon.language.preferences import Singles, preference_rows
+    from guerdon.language.tasks import find
+
+    task = _task(source)
+    if task is not None:
+        if task.pairs is None:
+            with_pairs = ", ".join(name for name in TASKS if find(name).pairs is not None)
+            raise DataError(f"data: the task {source!r} has no pairs. Tasks that have: {with_pairs}.")
+        train, held_out = task.pairs(seed), task.held_out_pairs(evaluation.size)
+        if form == "unpaired":
+            train, held_out = Singles(train), Singles(held_out)
+        loaded = Data(train, held_out)
+    else:
+        loaded = _split(preference_rows(read_rows(source), form), evaluation)
+    if evaluation.data is not None:
+        rows = preference_rows(read_rows(evaluation.data), form)
+        loaded = loaded._replace(held_out=Part(rows, 0, min(evaluation.size, len(rows))))
+    return loaded
+
+
+def measured_rows(source: str, held_out: Sequence[Mapping[str, Any]], evaluation: Any) -> Sequence[Mapping[str, Any]]:
+    """Rows whose prompts are sampled to be scored: a bundled task's own held-out rows, or those of the held-out pairs."""
+    task = _task(source) if evaluation.data is None else None
+    return held_out if task is None else task.held_out_rows(evaluation.size)
+
+
 def demonstrations(source: str, seed: int) -> Sequence[Mapping[str, Any]]:
-    """Rows with `prompt` and `completion` for a warm start.
+    """Rows with `prompt` and `completion` for a warm start; of pairs, the chosen samples.
 
     Raises:
         RecipeError: the data has none.
     """
     from guerdon.language.data import read_rows, require_columns
-    from guerdon.language.tasks import TASKS, find
+    from guerdon.language.preferences import Converted, preference_rows
+    from guerdon.language.tasks import find
 
     if source in TASKS:
         return find(source).demonstrations(seed)
     rows = read_rows(source)
+    if "chosen" in rows.columns and "completion" not in rows.columns:
+        return Converted(preference_rows(rows, "paired"), lambda row: {**row, "completion": row["chosen"]})
     try:
         require_columns(rows, ["prompt", "completion"])
     except DataError as error:

@@ -234,7 +234,7 @@ class LanguagePolicy(nn.Module):
             DataError: naming the prompt that is empty, too long or cannot be encoded.
         """
         room = self.max_new_tokens if room is None else room
-        rows = [self._encode_one(index, prompt, room) for index, prompt in enumerate(prompts)]
+        rows = [self._checked(index, prompts[index], ids, room) for index, ids in enumerate(self._prompt_ids(prompts))]
         if not rows:
             raise DataError("language.policy: no prompts were given.")
         width = max(map(len, rows))
@@ -247,17 +247,29 @@ class LanguagePolicy(nn.Module):
         mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
         return ids.to(self.device), mask.to(self.device)
 
-    def _encode_one(self, index: int, prompt: Any, room: int) -> list[int]:
+    def _prompt_ids(self, prompts: Sequence[Any]) -> list[list[int]]:
+        each = range(len(prompts))
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            return [self._encode_one(index, prompts[index]) for index in each]
+        try:
+            return self.tokenizer(list(prompts), return_attention_mask=False).input_ids  # many times faster than each
+        except Exception:  # tokenizers raise bare exceptions, without saying which text was at fault
+            return [self._encode_one(index, prompts[index]) for index in each]
+
+    def _encode_one(self, index: int, prompt: Any) -> list[int]:
         try:
             if isinstance(prompt, str):
-                ids = self.tokenizer(prompt).input_ids
-            else:
-                text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-                ids = self.tokenizer(text, add_special_tokens=False).input_ids
+                return self.tokenizer(prompt).input_ids
+            text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+            return self.tokenizer(text, add_special_tokens=False).input_ids
         except Exception as error:  # tokenizers raise bare exceptions
             raise DataError(
                 f"language.policy: prompt {index} cannot be encoded: {error}. It is {prompt!r:.200}."
             ) from error
+
+    def _checked(self, index: int, prompt: Any, ids: list[int], room: int) -> list[int]:
+        if ids[:2] == [self.tokenizer.bos_token_id] * 2:
+            ids = ids[1:]  # the text brings the opening token that the tokenizer adds
         if not ids:
             raise DataError(f"language.policy: prompt {index} is empty. It is {prompt!r:.200}.")
         longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
@@ -318,6 +330,35 @@ class LanguagePolicy(nn.Module):
                 rollout.values = self.log_prob(rollout, module=module).values
         return rollout
 
+    @torch.no_grad()
+    def reference_sample(
+        self,
+        prompts: Sequence[Any],
+        group_size: int,
+        seeds: Sequence[int],
+        *,
+        module: Callable[..., Any] | None = None,
+    ) -> Rollout:
+        """Sample as `sample` does, from the reference; without `values`.
+
+        Args:
+            prompts, group_size, seeds, module: as in `sample`.
+
+        Raises:
+            CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
+        """
+        own, self.backbone = self.backbone, self._reference[0] if self._reference else self.backbone
+        critic, self.critic = self.critic, None
+        try:
+            if self._reference:
+                return self.sample(prompts, group_size, seeds, module=module)
+            if not self.has_adapters:
+                raise CheckpointError("language.policy: there is no reference; call keep_reference() before training.")
+            with self.model.disable_adapter():
+                return self.sample(prompts, group_size, seeds, module=module)
+        finally:
+            self.backbone, self.critic = own, critic
+
     def decode(self, completion_ids: Tensor, mask: Tensor) -> list[list[str]]:
         """Texts [P][G] of completions [P, G, T], without special tokens."""
         lengths = mask.sum(-1).tolist()
@@ -358,6 +399,13 @@ class LanguagePolicy(nn.Module):
             CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
         """
         return (module or self)(rollout.steps, rollout.mask, kind="reference")
+
+    @torch.no_grad()
+    def start_log_prob(self, rollout: Rollout) -> Tensor:
+        """Log-probability [P, G, T] under what is the reference of a run that starts now: without adapters, if any."""
+        if self.has_adapters:
+            return self.reference_log_prob(rollout)
+        return self.log_prob(rollout, entropy=False).logp
 
     def _score_reference(self, steps: dict[str, Tensor], mask: Tensor) -> Tensor:
         if self._reference:
@@ -419,25 +467,94 @@ class LanguagePolicy(nn.Module):
         Raises:
             DataError: naming the row that cannot be used.
         """
-        completions = [self._encode_completion(index, row["completion"]) for index, row in enumerate(rows)]
-        longest = max(map(len, completions))
-        prompt_ids, prompt_mask = self.encode([row["prompt"] for row in rows], room=longest)
-        ids = torch.tensor([[c + [self.pad_id] * (longest - len(c))] for c in completions], device=self.device)
-        mask = torch.tensor([[[True] * len(c) + [False] * (longest - len(c))] for c in completions], device=self.device)
+        return self.pack([row["prompt"] for row in rows], [[row["completion"]] for row in rows])
+
+    def pack(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> Rollout:
+        """Given completions as a rollout [P, G, T] that nobody has scored.
+
+        Args:
+            prompts: P texts or message lists.
+            completions: P lists of G texts (or of one assistant's message each); an end token is added.
+
+        Returns:
+            A rollout; `logp_old` is zero.
+
+        Raises:
+            DataError: naming the row that cannot be used.
+        """
+        size = len(completions[0])
+        texts = [
+            self._answer(text, f"completion {index}" if size == 1 else f"completion {index}, {g}")
+            for index, group in enumerate(completions)
+            for g, text in enumerate(group)
+        ]
+        rows = [self._ended(ids) for ids in self._completion_ids(texts)]
+        longest = max(map(len, rows))
+        prompt_ids, prompt_mask = self.encode(prompts, room=longest)
+        shape = (len(prompts), size, longest)
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+        mask = (torch.arange(longest) < lengths[:, None]).view(shape).to(self.device)
         return Rollout(
-            prompts=[row["prompt"] for row in rows],
-            samples=[[row["completion"]] for row in rows],
-            steps={"prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": ids},
+            prompts=list(prompts),
+            samples=[list(group) for group in completions],
+            steps={
+                "prompt_ids": prompt_ids,
+                "prompt_mask": prompt_mask,
+                "completion_ids": ids.view(shape).to(self.device),
+            },
             mask=mask,
-            logp_old=torch.zeros(mask.shape, device=self.device),
+            logp_old=torch.zeros(shape, device=self.device),
+            indices=list(range(len(prompts))),
         )
 
-    def _encode_completion(self, index: int, completion: Any) -> list[int]:
+    @torch.no_grad()
+    def given(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Sequence[Any]],
+        *,
+        module: Callable[..., Any] | None = None,
+    ) -> Rollout:
+        """Completions of any origin as a rollout, scored by the policy as it is now.
+
+        Args:
+            prompts: P texts or message lists.
+            completions: P lists of the same number of texts; an end token is added.
+            module: what wraps the policy, if anything does.
+
+        Returns:
+            A rollout as `sample` gives it; `logp_old` is the policy's own, whoever wrote the completions.
+
+        Raises:
+            DataError: naming the row that cannot be used.
+        """
+        sizes = {len(group) for group in completions}
+        if len(sizes) != 1 or 0 in sizes:
+            raise DataError(
+                "language.policy: every prompt must have the same number of completions, at least one; got "
+                f"{sorted(sizes)}."
+            )
+        rollout = self.pack(prompts, completions)
+        rollout.samples = self.decode(rollout.steps["completion_ids"], rollout.mask)
+        rollout.extras = {"truncated": torch.zeros_like(rollout.mask[..., 0])}
+        scored = self.log_prob(rollout, entropy=False, module=module)
+        return rollout.update({"logp_old": scored.logp, "values": scored.values})
+
+    def _answer(self, completion: Any, which: str) -> str:
         if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
             completion = completion[0].get("content")  # the conversational form: one message of the assistant
         if not isinstance(completion, str):
-            raise DataError(f"language.policy: completion {index} must be a text; got {completion!r:.200}.")
-        ids = self.tokenizer(completion, add_special_tokens=False).input_ids
+            raise DataError(f"language.policy: {which} must be a text; got {completion!r:.200}.")
+        return completion
+
+    def _completion_ids(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
+        except Exception as error:  # tokenizers raise bare exceptions
+            raise DataError(f"language.policy: a completion cannot be encoded: {error}.") from error
+
+    def _ended(self, ids: list[int]) -> list[int]:
         return ids if ids[-1:] and ids[-1] in self.eos_ids else [*ids, self.eos_ids[0]]
 
     def keep_reference(self) -> None:

@@ -8,7 +8,10 @@ MEMBERS = {
     "PromptSuite": "prompt_suite",
     "SuiteReport": "prompt_suite",
     "frechet_distance": "frechet",
+    "hypervolume": "hypervolume",
+    "hypervolume_contribution": "hypervolume",
     "judge_suite": "prompt_suite",
+    "pareto_mask": "hypervolume",
     "vendi_score": "diversity",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)

@@ -17,11 +17,14 @@ class Loss(NamedTuple):
         total: scalar with graph; 0 when there is nothing to learn from.
         count: scalar without graph. It may depend on data (mask, rewards), never on the policy's log-probabilities.
         metrics: name -> detached scalar, for logging only.
+        implicit: what the loss takes each example to be worth, detached, if it says so: [B, 2] (chosen, rejected), or
+            [P, G]. The preference loop makes ranking accuracy, margins and histograms of it.
     """
 
     total: Tensor
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
     metrics: dict[str, Tensor]
+    implicit: Tensor | None = None
 
 
 class Imitation(NamedTuple):

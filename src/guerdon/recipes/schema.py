@@ -14,7 +14,7 @@ from typing import Any
 from guerdon.components import normalise
 from guerdon.errors import RecipeError, UnknownNameError, nearest
 from guerdon.recipes import overrides as _overrides
-from guerdon.recipes.settings import Diffusion, Evaluation, Flow, Lora, Optim, Policy, Recipe, Run, WarmStart
+from guerdon.recipes.settings import Diffusion, Evaluation, Flow, Lora, Optim, Pathwise, Policy, Recipe, Run, WarmStart
 from guerdon.typed import convert
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Flow",
     "Lora",
     "Optim",
+    "Pathwise",
     "Policy",
     "Recipe",
     "Run",
@@ -52,7 +53,8 @@ def load_recipe(
         complete: also demand what a run cannot do without (model, data, rewards).
 
     Returns:
-        The recipe, complete and checked; components are not imported.
+        The recipe, complete and checked; components are not imported. A section `trial` holds settings that are put over
+        the others where neither `data` nor `policy.model` is given.
 
     Raises:
         UnknownNameError: there is no such recipe or component.
@@ -65,6 +67,9 @@ def load_recipe(
     """
     raw, origin = (dict(source), "") if isinstance(source, Mapping) else _read(source)
     given = dict(overrides) if isinstance(overrides, Mapping) else _overrides.parse(overrides)
+    trial = raw.pop("trial", None)
+    if trial is not None and not {"data", "policy.model", "policy"} & set(given):
+        raw = _merge(raw, trial)  # nothing of one's own was given: the recipe as it can be tried
     one = {f.name: f.metadata["component"] for f in fields(Recipe) if "component" in f.metadata}
     many = {f.name: f.metadata["components"] for f in fields(Recipe) if "components" in f.metadata}
     try:
@@ -98,6 +103,15 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     if not isinstance(raw, Mapping):
         raise RecipeError(f"{path}: a recipe is a mapping of settings; got {raw!r:.60}.")
     return dict(raw), f"{path.name}: "
+
+
+def _merge(raw: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others put over them, section by section."""
+    found = dict(raw)
+    for name, value in more.items():
+        section = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = _merge(found[name], value) if section else value
+    return found
 
 
 def resolve(raw: Mapping[str, Any], *, complete: bool = True) -> Recipe:
@@ -152,6 +166,11 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
         raise RecipeError(
             f"watch.{both[0]}: a reward has that name; what is watched is not trained on. Rename or remove one."
         )
+    if recipe.loop == "pathwise" and recipe.policy.kind == "language":
+        raise RecipeError(
+            "loop: pathwise needs a policy of images (kind: diffusion or flow): tokens are drawn, and no gradient passes a "
+            "draw. Use loop: online."
+        )
     if recipe.prompts_per_step % recipe.mini_batches:
         raise RecipeError(
             f"mini_batches: prompts_per_step = {recipe.prompts_per_step} is not a multiple of mini_batches = "
@@ -165,7 +184,7 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
         )
     if recipe.data is None:
         raise RecipeError("data: must be given: a bundled task, or a path to .jsonl, .csv or .parquet. --data PATH")
-    if recipe.loop == "online" and not recipe.rewards:
+    if recipe.loop not in ("supervised", "preference") and not recipe.rewards:
         raise RecipeError("rewards: at least one is needed to learn from. --rewards.correct exact_answer")
 
 

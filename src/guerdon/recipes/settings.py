@@ -65,8 +65,9 @@ class Denoiser:
         "mean", "over an image's dimensions; scales clips and divergences too"
     )
     trained_share: float = _set(1.0, "train on the first steps only, as a share of all", above=0, at_most=1)
-    random_share: float = _set(1.0, "of those, train on a random share", above=0, at_most=1)
+    random_share: float = _set(1.0, "of those, each sample is trained on a random share of its own", above=0, at_most=1)
     window: int | None = _set(None, "only so many steps in a row have noise and are trained; null = all", at_least=1)
+    window_range: tuple[int, int] | None = _set(None, "steps [from, to) that the window lies within; null = all")
     shared_noise: bool = _set(False, "the samples of a group start from the same noise")
     condition_dropout: float = _set(
         0.1, "share of examples without a prompt in supervised steps", at_least=0, at_most=1
@@ -101,6 +102,25 @@ class Flow(Denoiser):
     spacing: Literal["scheduler", "even"] = _set("scheduler", "of the times: as the scheduler's pipeline, or even")
     shift: float | None = _set(None, "of the times towards noise; null = the scheduler's", above=0)
     times: Literal["logit_normal", "uniform"] = _set("logit_normal", "how supervised steps draw their times")
+
+
+@dataclass
+class Pathwise:
+    """How rewards are differentiated through the sampler."""
+
+    truncation: Literal["full", "last", "uniform", "gaussian", "low_variance", "single"] = _set(
+        "uniform", "which steps have a gradient: all, the last k, or from a random one on; see methods/alignprop"
+    )
+    k: int = _set(1, "steps of last", at_least=1)
+    cut_mean: float = _set(0.84, "of gaussian: the first step with a gradient, as a share of all", above=0, at_most=1)
+    cut_std: float = _set(0.1, "of gaussian: its standard deviation, as a share of all steps", above=0)
+    renoise: int = _set(2, "new noises a sample of low_variance", at_least=1)
+    share: float = _set(0.25, "of the steps, from the last, that single draws one of", above=0, at_most=1)
+    scale: float = _set(1.0, "multiplies the reward; matters for gradient clipping", above=0)
+    beta: float = _set(0.0, "weight of the drift from the reference's outputs; 0 = none", at_least=0)
+    deterministic: bool = _set(False, "sample without noise")
+    checkpointing: bool = _set(True, "hold the states of the steps alone, and compute the rest again: less memory")
+    skips: int = _set(10, "updates in a row that may be left out for a gradient that is not finite", at_least=0)
 
 
 @dataclass
@@ -144,6 +164,22 @@ class Evaluation:
 
 
 @dataclass
+class Reference:
+    """Answers of the policy that training starts from, for stages that measure a score against theirs."""
+
+    samples: int = _set(10, "answers to a prompt, sampled and scored once; one is about as good as ten", at_least=1)
+    prompts: int = _set(64, "prompts whose answers calibrate what is calibrated once, before training", at_least=1)
+
+
+@dataclass
+class Preference:
+    """How given samples are compared."""
+
+    precompute: bool = _set(False, "score the reference once, beforehand, and keep the scores on disk: no second model")
+    guide: str | None = _set(None, "a further frozen policy, a folder or a name, for objectives that read logp_guide_*")
+
+
+@dataclass
 class Run:
     """Where a run is written, and how it is executed."""
 
@@ -160,8 +196,9 @@ class Run:
 class Recipe:
     """Everything a run is made of."""
 
-    loop: Literal["online", "supervised"] = _set(
-        "online", "learn from rewards of own samples, or from given completions"
+    loop: Literal["online", "pathwise", "preference", "supervised"] = _set(
+        "online",
+        "learn from rewards of own samples, from the rewards' gradients, from given preferences, or from given completions",
     )
     policy: Policy | Diffusion | Flow = _set(Policy, "what is trained, and how it samples")
     data: str | None = _set(None, "a bundled task, or a path: .jsonl, .csv, .parquet, or a saved datasets folder")
@@ -169,6 +206,9 @@ class Recipe:
     sampling: Component = _set("uniform", "which prompts are drawn", component="sampling")
     prompts_per_step: int = _set(8, "prompts of a step over all processes", at_least=1)
     group_size: int = _set(8, "samples per prompt", at_least=1)
+    samples: Literal["policy", "data"] = _set(
+        "policy", "where they come from; data: the row's `completions`, and the policy's own up to group_size"
+    )
     rewards: dict[str, Component] = _set(
         dict, "what a sample is worth: name -> component, or a list", components="rewards"
     )
@@ -178,15 +218,21 @@ class Recipe:
     weighting: Component | None = _set("linear", "how many scores become one", component="weighting")
     advantage: Component | None = _set("grpo", "a sample against its group or its future", component="advantages")
     objective: Component = _set("policy_gradient", "the loss", component="objectives")
+    pathwise: Pathwise = _set(Pathwise, "of loop: pathwise, how rewards are differentiated")
+    preference: Preference = _set(Preference, "of loop: preference, what the samples are compared by")
     passes: int = _set(1, "times each sample is learnt from", at_least=1)
     mini_batches: int = _set(1, "updates per pass", at_least=1)
     micro_batch: int | None = _set(None, "prompts per forward pass and process; null = all", at_least=1)
     old_logp: Literal["sampler", "recompute"] = _set("sampler", "where the old policy's log-probabilities come from")
     optim: Optim = _set(Optim, "the optimiser")
     steps: int = _set(200, "steps of the run", at_least=0)
+    reference: Reference = _set(Reference, "answers to measure scores against")
     evaluation: Evaluation = _set(Evaluation, "measurements on held-out prompts")
     stop_at: dict[str, float] = _set(
         dict, "end the run once a metric reaches a value, such as {eval/greedy/correct: 0.8}"
+    )
+    stop_below: dict[str, float] = _set(
+        dict, "end the run once a metric is below a value, such as {eval/sampled/judge: 0.8}"
     )
     on_bad_score: Literal["stop", "drop"] = _set("stop", "what to do with a reward that fails or is no number")
     watch: dict[str, Component] = _set(

@@ -22,7 +22,7 @@ class Series:
     """One line of a chart: `light` is drawn faint, `points` strong with markers, `area` is stacked on those before."""
 
     name: str
-    x: list[int]
+    x: list[int] | list[float]
     y: list[float | None]
     color: int = 0
     style: LineStyle = "line"
@@ -32,13 +32,14 @@ class Series:
 
 @dataclass
 class Chart:
-    """One small chart; `share` writes y as a percentage, `zero` starts y at 0."""
+    """One small chart; `share` writes y as a percentage, `zero` starts y at 0, `values`: x is a quantity, not a step."""
 
     title: str
     series: list[Series]
     unit: str = ""
     share: bool = False
     zero: bool = False
+    values: bool = False
     id: str = ""
 
     def spec(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Chart:
             }
             for line in self.series
         ]
-        return {"id": self.id, "share": self.share, "zero": self.zero, "lines": lines}
+        return {"id": self.id, "share": self.share, "zero": self.zero, "values": self.values, "lines": lines}
 
 
 @dataclass
@@ -96,6 +97,23 @@ POLICY = (
     Spec("Length", (("length", "mean", "line"), ("length_max", "longest", "light")), "{steps}", zero=True),
     Spec.of("truncated", "Truncated samples", "share of samples", share=True, zero=True),
 )
+PAIRS = (
+    Spec(
+        "Ranked right",
+        (
+            ("accuracy", "training", "light"),
+            ("eval/accuracy", "held-out", "points"),
+            ("eval/likelihood_accuracy", "held-out, by mean likelihood", "points"),
+        ),
+        "share of pairs",
+        share=True,
+    ),
+    Spec("Margin", (("margin", "training", "light"), ("eval/margin", "held-out", "points")), "of implicit rewards"),
+    Spec("Rewards", (("reward_chosen", "chosen", "line"), ("reward_rejected", "rejected", "line")), "implicit"),
+    Spec("Likelihood", (("logp_chosen", "chosen", "line"), ("logp_rejected", "rejected", "line")), "nats a sample"),
+    Spec.of("eval/length_correlation", "Longer is likelier", "correlation over held-out pairs"),
+    Spec("Loss, held-out", (("eval/loss", "held-out", "points"),)),
+)
 UPDATE = (
     Spec.of("loss", "Loss"),
     Spec.of("grad_norm", "Gradient norm", zero=True),
@@ -108,9 +126,13 @@ SPEED = (
     Spec.of("tokens_per_s", "Speed", "{steps}/s", zero=True),
     Spec.of("tokens", "Trained on", "{steps} a step", zero=True),
 )
-PREFIXES = ("score/", "shaped/", "weight/", "share/", "watch/", "seconds/", "eval/")
+FRONT = (
+    Spec("Hypervolume", (("front/hypervolume", "Hypervolume", "points"),), "of the start", zero=True),
+    Spec("Points on the front", (("front/size", "Points on the front", "points"),), "evaluations", zero=True),
+)
+PREFIXES = ("score/", "shaped/", "weight/", "share/", "watch/", "seconds/", "eval/", "front/")
 NOT_DRAWN = {"step", "elapsed", "reward"}
-KNOWN = NOT_DRAWN | {key for spec in (*GROUPS, *POLICY, *UPDATE, *SPEED) for key, _, _ in spec.keys}
+KNOWN = NOT_DRAWN | {key for spec in (*GROUPS, *POLICY, *PAIRS, *UPDATE, *SPEED, *FRONT) for key, _, _ in spec.keys}
 
 
 def line(

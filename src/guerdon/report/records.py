@@ -24,6 +24,7 @@ class Run:
         status: state, step and reason.
         metrics: one record a step, ordered by step; a step that was written twice keeps its later record.
         supervised: the same for the supervised steps.
+        pairs: histograms of held-out pairs, one record an evaluation.
         notes: what a reader has to know about the files, one sentence each.
     """
 
@@ -34,6 +35,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     supervised: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -100,6 +102,7 @@ def read_run(path: Path | str) -> Run:
     run.status = _read_json(path / "status.json")
     run.metrics = _by_step(path / "metrics.jsonl", run.notes)
     run.supervised = _by_step(path / "supervised.jsonl", run.notes)
+    run.pairs = _by_step(path / "pairs.jsonl", run.notes)
     run.notes += _not_finite(run.metrics, "metrics.jsonl") + _not_finite(run.supervised, "supervised.jsonl")
     return run
 

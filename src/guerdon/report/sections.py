@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import combinations, pairwise
+from typing import Any
 
 from guerdon.report.charts import (
+    FRONT,
     GROUPS,
     KNOWN,
+    PAIRS,
     POLICY,
     PREFIXES,
     SPEED,
@@ -23,8 +27,13 @@ from guerdon.report.charts import (
 )
 from guerdon.report.groups import LedgerView
 from guerdon.report.headlines import HELD_OUT, step_unit
-from guerdon.report.records import Run
+from guerdon.report.records import Run, finite
 from guerdon.report.words import figure
+
+_FRONT_NOTE = (
+    "Held-out scores of all evaluations, more being better. Strong: those that no other evaluation beats in every component. "
+    "The volume is what they dominate beyond the start, each score in units of what it was then."
+)
 
 
 def run_sections(run: Run, ledger: LedgerView) -> list[Section]:
@@ -49,10 +58,12 @@ def run_sections(run: Run, ledger: LedgerView) -> list[Section]:
         _supervised(run, "tokens_per_s", "Speed", f"{step_unit(run)}/s", zero=True),
     ]
     named = [
-        section("reward", "Reward", _reward_note(run), [*_reward(run), *_watched(run)]),
+        section("reward", "Reward", _reward_note(run), [*_reward(run), *_watched(run), _against(run)]),
         section("parts", "Components", _parts_note(run), _parts(run)),
+        section("front", "Trade-offs", _FRONT_NOTE, [*_specs(run, FRONT), *_fronts(run)]),
         section("groups", "Groups", "A group whose samples all score the same teaches nothing.", groups),
         section("policy", "Policy", "", _specs(run, POLICY)),
+        section("pairs", "Pairs", "What the loss takes samples to be worth.", _pairs(run)),
         section("update", "Update", "", _specs(run, UPDATE)),
         section("speed", "Time", "", [_time(run), *_specs(run, SPEED)]),
         section("other", "Other figures", "Metrics of this run's own stages.", other),
@@ -147,9 +158,46 @@ def _parts_note(run: Run) -> str:
     return "Weights are constant: " + ", ".join(f"{name} {figure(value)}" for name, value in constant.items()) + "."
 
 
+def _fronts(run: Run) -> Iterable[Chart | None]:
+    """For each pair of components the way of the run and, of its evaluations, those on the Pareto front of all components."""
+    if "front/size" not in run.metric_names():
+        return
+    from guerdon.metrics.hypervolume import pareto_mask  # numpy, for runs with a front only
+
+    names = component_names(run, "score/")
+    prefix = next((p for p in reversed(HELD_OUT.values()) if p + names[0] in run.metric_names()), "") if names else ""
+    rows = [[finite(record.get(prefix + name)) for name in names] for record in run.metrics]
+    points = [[value for value in row if value is not None] for row in rows]
+    points = [point for point in points if len(point) == len(names)]
+    kept = [point for point, on_front in zip(points, pareto_mask(points), strict=True) if on_front]
+    for a, b in combinations(range(min(len(names), 4)), 2):
+        front = sorted((point[a], point[b]) for point in kept)
+        way = Series("evaluations", [p[a] for p in points], [p[b] for p in points], style="light")
+        best = Series("on the front", [x for x, _ in front], [y for _, y in front], style="points")
+        title = f"{names[b]} against {names[a]}"
+        yield chart(title, [way, best], unit=f"right: {names[a]}, up: {names[b]}", values=True)
+
+
 def _watched(run: Run) -> list[Chart | None]:
     unit = "watched, not trained on"
     return [_scored(run, name, name, f"watch/{name}", unit) for name in component_names(run, "watch/")]
+
+
+def _against(run: Run) -> Chart | None:
+    """The reward against what is watched, each from its least to its largest value: where they part, look for a hack."""
+    watched = component_names(run, "watch/")
+    if not watched:
+        return None
+    curves = {"reward": run.series("reward"), **{name: run.series(f"watch/{name}") for name in watched}}
+    lines = [line(_from_0_to_1(curve), name, color=color) for color, (name, curve) in enumerate(curves.items())]
+    return chart("Reward against what is watched", lines, unit="each from its least to its largest", zero=True)
+
+
+def _from_0_to_1(curve: Curve) -> Curve:
+    steps, values = curve
+    there = [value for value in values if value is not None]
+    low, high = min(there, default=0.0), max(there, default=0.0)
+    return steps, [None if v is None or high == low else (v - low) / (high - low) for v in values]
 
 
 def _settled(ledger: LedgerView) -> Iterable[Chart | None]:
@@ -175,6 +223,38 @@ def _specs(run: Run, specs: Iterable[Spec]) -> list[Chart | None]:
         title, label = spec.title, spec.unit.format(steps=unit)
         charts.append(chart(title, lines, unit=label, share=spec.share, zero=spec.zero))
     return charts
+
+
+def _pairs(run: Run) -> list[Chart | None]:
+    """Curves of a preference run, and histograms of its held-out pairs at the first and the last evaluation."""
+    if not ({"accuracy", "margin"} & set(run.metric_names())):
+        return []
+    return [*_specs(run, PAIRS), *_histograms(run)]
+
+
+def _histograms(run: Run) -> Iterable[Chart | None]:
+    if not run.pairs:
+        return
+    first, last = run.pairs[0], run.pairs[-1]
+    rewards = [
+        _distribution(last, name, name.removeprefix("reward_"), color)
+        for color, name in enumerate(("reward_chosen", "reward_rejected", "reward"))
+    ]
+    yield chart(f"Implicit reward, step {last['step']}", rewards, unit="held-out samples", zero=True, values=True)
+    for name, title in (("margin", "Margins"), ("length_chosen", "Length of chosen")):
+        found = [_distribution(record, name, f"step {record['step']}", c) for c, record in enumerate((first, last))]
+        drawn = found[1:] if name != "margin" or first is last else found
+        yield chart(title, drawn, unit="held-out pairs", zero=True, values=True)
+
+
+def _distribution(record: dict[str, Any], name: str, label: str, color: int) -> Series | None:
+    """A histogram as a line through the middles of its bins."""
+    found = record.get(name)
+    if not isinstance(found, dict) or not found.get("counts"):
+        return None
+    edges = found["edges"]
+    middles = [(a + b) / 2 for a, b in pairwise(edges)]
+    return Series(label, middles, [float(count) for count in found["counts"]], color=color)
 
 
 def _time(run: Run) -> Chart | None:

@@ -12,6 +12,7 @@ MEMBERS = {
     "instant": "instant",
     "noisy": "noise",
     "exact_answer": "verifiers",
+    "recorded": "recorded",
     "regex": "verifiers",
     "math_verify": "verifiers",
     "overlong": "overlong",

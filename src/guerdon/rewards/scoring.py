@@ -2,8 +2,9 @@
 
 A reward is a plain function. One that names `samples` gets P lists of G samples and columns of P entries; one that names
 `completions` gets the flat form used by TRL (P * G completions, prompts and columns repeated), so that its reward
-functions run here unchanged. It may be a coroutine. It returns a number for every sample, None where it does not apply,
-or pairs (score, answer).
+functions run here unchanged; one that names `images` gets them as a tensor [P * G, C, H, W], prompts and columns repeated
+as well, and can also be trained on by its gradient (`differentiable_scores`). It may be a coroutine. It returns a number
+for every sample, None where it does not apply, or pairs (score, answer).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from torch import Tensor
 from guerdon.errors import ScoreError
 from guerdon.rollout import Rollout
 from guerdon.stages import call, signature
+
+# fields that a reward has by naming them, and not because the rollout carries them
+FLAT = {"completions": {"prompts", "completions", "completion_ids"}, "images": {"prompts", "images"}}
 
 
 class Dropped(NamedTuple):
@@ -103,10 +107,64 @@ def score(
     return Scores(scores, outcomes, extras, dropped)
 
 
+def differentiable_scores(
+    rewards: Mapping[str, Callable[..., Any]],
+    rollout: Rollout,
+    images: Float[Tensor, "N C H W"],
+    *,
+    on_bad_score: Literal["stop", "drop"] = "stop",
+) -> Scores:
+    """Score images that have a graph, keeping it.
+
+    Args:
+        rewards: component name -> a function that names `images` and gives a tensor [N] (or [P, G]) made of them. Prompts
+            and columns come repeated, one for each image.
+        rollout: prompts, columns and samples [P][G] of the same images.
+        images: [N, C, H, W], N = P G.
+        on_bad_score: `drop` makes a score that is no finite number NaN, without gradient; `stop` raises.
+
+    Returns:
+        Scores of all components, in the order of `rewards`.
+
+    Raises:
+        ScoreError: a reward gives no tensor, one of another size, or one without a graph; or a score is not finite.
+
+    Gradient:
+        To the images, as the rewards have it.
+    """
+    size = rollout.mask.shape[:2]
+    fields = {**_flat(rollout.available(), rollout), "images": images}
+    cells, dropped = [], []
+    for name, reward in rewards.items():
+        found = call(reward, fields, f"reward {name!r}")
+        if not isinstance(found, Tensor) or found.numel() != len(images):
+            got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ScoreError(
+                f"reward {name!r} must give a tensor with one score for each of the {len(images)} images; got {got}."
+            )
+        if images.requires_grad and not found.requires_grad:
+            raise ScoreError(
+                f"reward {name!r} gave scores without a gradient, so there is nothing to follow back to the weights. "
+                "Compute it from `images` with operations of torch alone (no .item(), .detach(), .numpy() or no_grad), "
+                "or learn from its numbers: loop: online."
+            )
+        found = found.view(size)
+        for p, g in (~found.isfinite()).nonzero().tolist():
+            dropped.append(Dropped(p, g, name, f"returned {found[p, g].item()!r}"))
+        cells.append(torch.where(found.isfinite(), found, torch.nan))
+    if dropped and on_bad_score == "stop":
+        raise ScoreError(_complaint(dropped, rollout))
+    return Scores(torch.stack(cells, -1), None, {}, dropped)
+
+
 def _call(reward: Callable[..., Any], rollout: Rollout) -> Any:
     fields = rollout.available()
-    if "completions" in signature(reward).fields:
+    named = signature(reward).fields
+    if "completions" in named or "images" in named:
         fields = _flat(fields, rollout)
+    if "images" in named:
+        # images of one size; others, or samples that are none, are an error that names the reward
+        fields["images"] = torch.stack([sample for group in rollout.samples for sample in group])
     return call(reward, fields)
 
 

@@ -9,8 +9,25 @@ from guerdon.stages import lazy
 
 MEMBERS = {
     "backward_correction": "noise_correction",
+    "centred": "par",
+    "ceil": "bounded",
+    "clip": "running",
     "forward_correction": "noise_correction",
+    "length_penalty": "bounded",
+    "log_sigmoid_centred": "par",
+    "mean_std": "running",
+    "min_max": "running",
+    "par": "par",
+    "poly": "bounded",
+    "poly_centred": "par",
+    "reference_frozen": "reference_frozen",
+    "reference_frozen_per_prompt": "reference_frozen",
+    "saturated": "bounded",
+    "sgfc": "par",
+    "sigmoid": "bounded",
     "sweet_spot": "sweet_spot",
+    "tanh": "bounded",
+    "tanh_centred": "par",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

@@ -4,6 +4,9 @@ from guerdon.stages import lazy
 
 MEMBERS = {
     "Online": "online",
+    "Pathwise": "pathwise",
+    "Truncation": "pathwise",
+    "Preference": "preference",
     "Supervised": "supervised",
     "Optim": "optimisation",
     "evaluate": "evaluation",

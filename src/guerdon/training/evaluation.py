@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from guerdon.rollout import Rollout, join
 from guerdon.signal import Signal
-from guerdon.training.online import mix_seed
+from guerdon.training.loop import mix_seed
 
 
 class Evaluation(NamedTuple):

@@ -7,15 +7,14 @@ neither on the micro-batch size nor on the number of processes.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,15 +23,15 @@ from torch import Tensor, nn
 from guerdon.errors import DataError, NumericsError, RecipeError, ShapeError
 from guerdon.ledger import Attribution, attribute
 from guerdon.objectives.loss import Imitation, Loss
-from guerdon.rollout import Rollout, join
-from guerdon.sampling.uniform import uniform
+from guerdon.rollout import Rollout, beside, join
 from guerdon.signal import Signal
 from guerdon.stages import call, check, wants
 from guerdon.training.allocator import keep_freed_memory
-from guerdon.training.average import WeightAverage
-from guerdon.training.checkpoint import LoopState, collect, restore
+from guerdon.training.loop import Loop, data_length, mix_seed
 from guerdon.training.optimisation import Optim
 from guerdon.training.policy import PolicyOutput
+from guerdon.training.references import Reference
+from guerdon.weighting.gradient_alignment import inner_products
 
 
 class StepResult(NamedTuple):
@@ -51,7 +50,7 @@ class StepResult(NamedTuple):
     attribution: Attribution
 
 
-class Online:
+class Online(Loop):
     """Train a policy on rewards of its own samples.
 
     Args:
@@ -62,12 +61,18 @@ class Online:
         sampler: which prompts to draw; uniform without replacement by default.
         prompts_per_step: P, over all processes.
         group_size: G.
+        samples: `policy`, or `data`: the texts in the rows' column `completions` come first, and the policy adds its own
+            up to G. Their `logp_old` is the policy's at the time of the step, so that ratios do not correct for where
+            they came from: use an objective that needs no correction, such as `copg`.
         passes: how often each sample is learnt from.
         mini_batches: updates per pass; each holds whole groups.
         micro_batch: prompts per forward pass and process, bounds memory and changes nothing else; None = all.
         old_logp: `sampler` takes the log-probabilities found while sampling as those of the old policy; `recompute`
             scores the samples once more with the training code (worth its time where the two differ, as in bf16).
             With a single update per step the two are the same and ratios are exactly 1.
+        reference_samples: M, answers of the policy that training starts from to each prompt, scored once, for stages that
+            read `ref_scores` [P, M].
+        reference_prompts: prompts whose reference answers calibrate the stages that are calibrated once.
         optim: optimiser settings.
         steps: length of the whole run, for the schedule.
         seed: of everything random in the loop.
@@ -88,33 +93,30 @@ class Online:
         sampler: Any = None,
         prompts_per_step: int = 8,
         group_size: int = 8,
+        samples: Literal["policy", "data"] = "policy",
         passes: int = 1,
         mini_batches: int = 1,
         micro_batch: int | None = None,
         old_logp: Literal["sampler", "recompute"] = "sampler",
+        reference_samples: int = 10,
+        reference_prompts: int = 64,
         optim: Optim | None = None,
         steps: int = 1000,
         seed: int = 0,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.accelerator = accelerator or Accelerator()
-        if self.accelerator.device.type == "cpu":
+        accelerator = accelerator or Accelerator()
+        if accelerator.device.type == "cpu":
             keep_freed_memory()
-        self.processes = self.accelerator.num_processes
-        self.rank = self.accelerator.process_index
-        _check_sizes(prompts_per_step, mini_batches, self.processes)
-        self.policy = policy
-        self.rows = rows
-        self.signal = signal.to(self.accelerator.device)
+        check_sizes(prompts_per_step, mini_batches, accelerator.num_processes)
+        self.signal = signal.to(accelerator.device)
         self.objective = objective
-        self.sampler = sampler if sampler is not None else uniform()
-        self.sampler.prepare(data_length(rows), seed)
         self.prompts_per_step, self.group_size = prompts_per_step, group_size
+        self.given = samples == "data"
+        if self.given and not hasattr(policy, "given"):
+            raise RecipeError("samples: this policy takes no samples from the data: it has no method `given`.")
         self.passes, self.mini_batches, self.micro_batch = passes, mini_batches, micro_batch
         self.old_logp = old_logp
-        self.settings = optim or Optim()
-        self.seed = seed
-        self.steps_done = 0
         self.needs_reference = signal.needs("logp_ref") or wants(objective, "logp_ref")
         # an objective that learns from whole samples as from examples may do without the log-probabilities of steps
         self.needs_logp, self.needs_imitation = wants(objective, "logp"), wants(objective, "imitation")
@@ -127,13 +129,24 @@ class Online:
         prepared = ({"logp_ref"} if self.needs_reference else set()) | (
             {"values", "values_old"} if self.has_critic else set()
         )
+        self.needs_answers = signal.needs("ref_scores")
+        if self.needs_answers:
+            prepared |= {"ref_scores"}
         check_fields(signal, objective, columns=rows[0], policy_fields=policy.fields, prepared=prepared)
-        optimizer, schedule = self.settings.build(policy.parameters(), steps * passes * mini_batches)
-        self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        # not prepared by accelerate: that would step it once per process, and a schedule counts updates of the run
-        self.schedule = schedule
-        self.trained = [p for p in policy.parameters() if p.requires_grad]
-        self.average = None if self.settings.ema is None else WeightAverage(self.trained, decay=self.settings.ema)
+        updates = steps * passes * mini_batches
+        super().__init__(
+            policy, rows, sampler=sampler, optim=optim, updates=updates, seed=seed, accelerator=accelerator
+        )
+        self.reference = Reference(
+            policy,
+            signal,
+            samples=reference_samples,
+            prompts=reference_prompts,
+            seed=seed,
+            module=self.module,
+            rank=self.rank,
+            processes=self.processes,
+        )
 
     def step(self) -> StepResult:
         """Make one step.
@@ -142,7 +155,8 @@ class Online:
             ScoreError: a reward failed and the signal says `stop`.
             NumericsError: the loss or its gradient is not finite; that update is not made, earlier ones of the step are.
         """
-        clock = _Clock()
+        self.prepare()
+        clock = Clock()
         rollout, everything, draws = self._gather_groups(clock)
         with clock("update"):
             learned = self._update(rollout)
@@ -156,7 +170,7 @@ class Online:
                     call(stage, fields, method="observe")
         told = {f"sampling/{name}": value for name, value in self.sampler.metrics().items()} | self.signal.metrics()
         metrics = {
-            **_describe(everything, attribution, tuple(self.signal.watch)),
+            **describe(everything, attribution, tuple(self.signal.watch)),
             **learned,
             **told,
             "draws": float(draws),
@@ -165,7 +179,22 @@ class Online:
         metrics["tokens_per_s"] = metrics["tokens"] / max(clock.total(), 1e-9)
         return StepResult(self.steps_done, metrics, everything, attribution)
 
-    def _gather_groups(self, clock: _Clock) -> tuple[Rollout, Rollout, int]:
+    def prepare(self) -> None:
+        """Calibrate the stages that are calibrated once; called before the first step at the latest."""
+        self.reference.calibrate(self.rows, data_length(self.rows))
+
+    def with_references(self, rollout: Rollout) -> Rollout:
+        """A rollout with `ref_scores` [P, M, K], where a stage asks for them; the same rollout on every process."""
+        if not self.needs_answers:
+            return rollout
+        columns = rollout.columns
+        rows = [
+            {"prompt": prompt, **{name: columns[name][p] for name in columns}}
+            for p, prompt in enumerate(rollout.prompts)
+        ]
+        return rollout.update({"ref_scores": self.reference.scores(rows).to(rollout.mask.device)})
+
+    def _gather_groups(self, clock: Clock) -> tuple[Rollout, Rollout, int]:
         """Sample and score until the sampler has its prompts: this process's share, all of it, and rounds made."""
         whole_rounds = self.sampler.draws_max == 1
         kept: list[Rollout] = []
@@ -188,15 +217,46 @@ class Online:
                 everything = everything.select(slice(0, self.prompts_per_step))
             if len(everything) < self.prompts_per_step:
                 everything = self._shortage(everything)
+        whole = share if whole_rounds else None
+        if self.signal.adapts is not None:
+            with clock("weights"):
+                gram = self._gram([self._own(one, whole) for one in self.signal.alone(everything)])
+                now = {"gram": gram, "lr": self.optimizer.param_groups[0]["lr"]}
+                call(self.signal.adapts, everything.available() | now, method="adapt")
+        with clock("reward"):
             everything = self.signal.assign(everything)
-            size = len(everything) // self.processes
-            own = everything.select(slice(self.rank * size, (self.rank + 1) * size))
-            if whole_rounds:
-                assert share is not None
-                own = replace(own, steps=share.extend(own.mask.shape[2]).steps)
-            else:
+            own = self._own(everything, whole)
+            if not whole_rounds:
                 everything = replace(everything, steps={})
         return own, everything, draws
+
+    def _own(self, everything: Rollout, share: Rollout | None) -> Rollout:
+        """This process's prompts, with the steps of its share where they were not gathered."""
+        size = len(everything) // self.processes
+        own = everything.select(slice(self.rank * size, (self.rank + 1) * size))
+        return own if share is None else replace(own, steps=share.extend(own.mask.shape[2]).steps)
+
+    def _gram(self, alone: list[Rollout]) -> Tensor:
+        """Inner products [K, K] of the gradients of the loss with each component's own advantages, before any update."""
+        if type(self.module).__name__.startswith(("FSDP", "FullySharded", "DeepSpeed")):
+            raise RecipeError("weighting: gradients of single components need whole weights; these are sharded.")
+        named = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+        chosen = [p for name, p in named if self.signal.adapts.pattern.search(name)]
+        if not chosen:
+            raise RecipeError(f"weighting: no parameter is chosen; there are {', '.join(n for n, _ in named[:5])}, ...")
+        counts = [self._count(one) for one in alone]
+        sums = [[torch.zeros_like(p) for p in chosen] for _ in alone]
+        for parts in zip(*(list(self._micro_batches(one)) for one in alone), strict=True):
+            # one forward pass for all of them, on the plain policy: wrappers would take these gradients for the update's
+            out = self.policy.log_prob(parts[0]) if self.needs_logp else self._score(parts[0])
+            imitation = self._imitation(parts[0], 0)
+            for k, (part, count) in enumerate(zip(parts, counts, strict=True)):
+                loss = self._loss(part, out, imitation).total / count.clamp(min=1.0)
+                grads = torch.autograd.grad(loss, chosen, retain_graph=k < len(parts) - 1, allow_unused=True)
+                for total, grad in zip(sums[k], grads, strict=True):
+                    if grad is not None:
+                        total += grad
+        return inner_products([[self.sum_over_processes(grad) for grad in grads] for grads in sums])
 
     def _shortage(self, found: Rollout) -> Rollout:
         """Fewer groups than wanted: the sampler decides; what is trained on must still divide."""
@@ -210,21 +270,41 @@ class Online:
             )
         return found.select(slice(0, usable))
 
-    def _rollout(self, draw: int, clock: _Clock) -> Rollout:
+    def _rollout(self, draw: int, clock: Clock) -> Rollout:
         indices = self.sampler.draw(self.prompts_per_step)
         size = len(indices) // self.processes
         block = range(self.rank * size, (self.rank + 1) * size)
         rows = [self.rows[indices[i]] for i in block]
         seeds = [mix_seed(self.seed, self.steps_done, draw, i) for i in block]
         with clock("sample"):
-            prompts = [row["prompt"] for row in rows]
-            rollout = self.policy.sample(prompts, self.group_size, seeds, module=self.module)
+            rollout = self._samples(rows, seeds)
             columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
             rollout = rollout.update({"columns": columns, "indices": [indices[i] for i in block]})
             if self.needs_imitation:
                 rollout = rollout.update({"seeds": seeds})
+            if self.needs_answers:
+                wanted = self.reference.scores([self.rows[i] for i in indices])
+                rollout = rollout.update({"ref_scores": wanted[block.start : block.stop].to(rollout.mask.device)})
         with clock("score"):
             return self._rescore(rollout)
+
+    def _samples(self, rows: list[Mapping[str, Any]], seeds: list[int]) -> Rollout:
+        """G samples for each row: the policy's own, after those of the data where it gives any."""
+        prompts, size = [row["prompt"] for row in rows], self.group_size
+        if not self.given:
+            return self.policy.sample(prompts, size, seeds, module=self.module)
+        completions = [row.get("completions") for row in rows]
+        for row, texts in zip(rows, completions, strict=True):
+            if not isinstance(texts, list) or not 1 <= len(texts) <= size:
+                raise DataError(
+                    f"samples: data needs a column `completions` with a list of 1 to {size} (group_size) texts in each "
+                    f"row; got {texts!r:.80} for the prompt {row['prompt']!r:.80}."
+                )
+        found = self.policy.given(prompts, completions, module=self.module)
+        count = found.group_size
+        if count < size:
+            found = beside(found, self.policy.sample(prompts, size - count, seeds, module=self.module))
+        return found.update({"given": (torch.arange(size, device=found.mask.device) < count).expand(len(rows), -1)})
 
     @torch.no_grad()
     def _rescore(self, rollout: Rollout) -> Rollout:
@@ -266,42 +346,23 @@ class Online:
 
     def _update_once(self, batch: Rollout, number: int, record: _Averages) -> None:
         count = self._count(batch)
-        scale = self.processes / count.clamp(min=1.0)
-        chunks = list(self._micro_batches(batch))
-        seen = torch.zeros_like(count)
-        total = torch.zeros_like(count)
-        for i, chunk in enumerate(chunks):
-            last = i == len(chunks) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.module):
-                out = self._score(chunk)
-                loss = self._loss(chunk, out, self._imitation(chunk, number))
-                self.accelerator.backward(loss.total * scale)
-            seen += loss.count.detach().to(count.dtype)
-            total += loss.total.detach().to(total.dtype)
-            record.add(loss.metrics, chunk, out)
-        total, seen = self._sum_over_processes(torch.stack([total, seen]))
-        if not torch.allclose(seen, count, rtol=1e-6):
-            raise RecipeError(
-                f"objective: its count was {count.item():g} for the whole mini-batch and {seen.item():g} over the "
-                "micro-batches. A count may depend on masks and rewards, never on logp or on the other groups."
-            )
-        clip = self.settings.clip_norm
-        found = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
-        norm = torch.as_tensor(found)  # DeepSpeed gives a number
-        if not (torch.isfinite(norm) and torch.isfinite(total)):
-            self.optimizer.zero_grad()
+        losses = [partial(self._chunk_loss, chunk, number, record) for chunk in self._micro_batches(batch)]
+        total = self.accumulate(losses, count)
+        update = self.apply_gradient(total)
+        if not update.made:
             raise NumericsError(
-                f"step {self.steps_done + 1}: loss {total.item() / max(count.item(), 1):g}, gradient norm {norm.item():g}. "
+                f"step {self.steps_done + 1}: loss {total.item() / max(count.item(), 1):g}, gradient norm {update.norm:g}. "
                 "This update was not made. Lower the learning rate, clip log-ratios, or look at the step's rewards."
             )
-        self.optimizer.step()
-        record.number("lr", self.optimizer.param_groups[0]["lr"])
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update()
+        record.number("lr", update.lr)
         record.number("loss", (total / count.clamp(min=1.0)).item())
-        record.number("grad_norm", norm.item())
+        record.number("grad_norm", update.norm)
+
+    def _chunk_loss(self, chunk: Rollout, number: int, record: _Averages) -> Loss:
+        out = self._score(chunk)
+        loss = self._loss(chunk, out, self._imitation(chunk, number))
+        record.add(loss.metrics, chunk, out)
+        return loss
 
     def _score(self, chunk: Rollout) -> PolicyOutput:
         if self.needs_logp:
@@ -335,38 +396,13 @@ class Online:
         blank = _Blank(batch.logp_old, nothing, batch.values, nothing)
         imitation = Imitation(nothing.sum(-1), nothing.sum(-1)) if self.needs_imitation else None
         count = self._loss(batch, blank, imitation).count.detach().to(torch.float32).reshape(())
-        return self._sum_over_processes(count)
+        return self.sum_over_processes(count)
 
-    def _sum_over_processes(self, value: Tensor) -> Tensor:
-        if self.processes == 1:
-            return value
-        return cast(Tensor, self.accelerator.reduce(value, reduction="sum"))
-
-    def _modules(self) -> dict[str, nn.Module]:
-        modules: dict[str, nn.Module] = {"sampler": self.sampler, "signal": self.signal}
-        if isinstance(self.objective, nn.Module):
-            modules["objective"] = self.objective
-        if self.average is not None:
-            modules["average"] = self.average
-        return modules
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """A context in which the policy has the averaged weights, if an average is kept."""
-        return nullcontext() if self.average is None else self.average.applied()
-
-    def state(self) -> LoopState:
-        """All that a resumed loop needs beside the policy's weights."""
-        state = collect(self._modules(), self.optimizer, self.schedule)
-        return LoopState(state.tensors, {**state.facts, "steps_done": self.steps_done})
-
-    def load_state(self, state: LoopState) -> None:
-        """Go on from what `state` returned.
-
-        Raises:
-            CheckpointError: it is of other stages or another optimiser.
-        """
-        restore(state, self._modules(), self.optimizer, self.schedule)
-        self.steps_done = state.facts["steps_done"]
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything with state beside the policy, by name."""
+        objective = {"objective": self.objective} if isinstance(self.objective, nn.Module) else {}
+        answers = {"references": self.reference.kept} if self.needs_answers else {}
+        return {**super().modules(), "signal": self.signal, **objective, **answers}
 
 
 class _Blank(NamedTuple):
@@ -378,7 +414,12 @@ class _Blank(NamedTuple):
     kl: Tensor | None = None
 
 
-def _check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
+def check_sizes(prompts: int, mini_batches: int, processes: int) -> None:
+    """Every process and every mini-batch must hold whole groups.
+
+    Raises:
+        RecipeError: the prompts of a step do not divide.
+    """
     if prompts % (mini_batches * processes):
         raise RecipeError(
             f"prompts_per_step = {prompts} must be a multiple of mini_batches x processes = {mini_batches} x {processes}: "
@@ -413,23 +454,13 @@ def check_fields(
     check(objective, there | {"logp", "entropy", "imitation"} | carried)
 
 
-def data_length(rows: Sequence[Any]) -> int | None:
-    """How many rows there are; None for rows without end, which say `sys.maxsize`."""
-    return None if len(rows) == sys.maxsize else len(rows)
-
-
-def mix_seed(*numbers: int) -> int:
-    """One 63-bit seed out of several numbers, the same on every machine."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
-
-
 def _cat(parts: list[Tensor], rollout: Rollout) -> Tensor:
     """Micro-batches were trimmed to their longest sample: put them back to the rollout's length."""
     length = rollout.mask.shape[2]
     return torch.cat([torch.nn.functional.pad(part, [0, length - part.shape[2]]) for part in parts])
 
 
-def _describe(rollout: Rollout, attribution: Attribution, watch: tuple[str, ...]) -> dict[str, float]:
+def describe(rollout: Rollout, attribution: Attribution, watch: tuple[str, ...]) -> dict[str, float]:
     """What a step's samples were like, as flat numbers."""
     rewards = rollout.rewards
     if rewards is None:
@@ -504,7 +535,7 @@ class _Averages:
         return {**dict(zip(names, values.tolist(), strict=True)), **self.numbers}
 
 
-class _Clock:
+class Clock:
     """Wall seconds by phase."""
 
     def __init__(self) -> None:
@@ -513,6 +544,7 @@ class _Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        """Count what is done inside as of this phase."""
         start = time.perf_counter()
         try:
             yield
@@ -520,7 +552,9 @@ class _Clock:
             self.spent[phase] += time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
+        """By phase, as metrics."""
         return {f"seconds/{name}": value for name, value in self.spent.items()}
 
     def total(self) -> float:
+        """Since it was made."""
         return time.perf_counter() - self.start

@@ -66,6 +66,12 @@ class Policy(Protocol):
         """[P, G, T] under the reference policy, without gradient."""
         ...
 
+    def reference_sample(
+        self, prompts: Sequence[Any], group_size: int, seeds: Sequence[int], *, module: Any = None
+    ) -> Rollout:
+        """Samples as `sample` makes them, from the reference policy."""
+        ...
+
     def keep_reference(self) -> None:
         """Make the policy as it is now the reference."""
         ...

@@ -19,6 +19,22 @@ _SHOWN = {
 }
 
 
+def _components(metrics: Mapping[str, float]) -> dict[str, str]:
+    """What is watched, and of several components the score, weight and share of the advantage; six of them at most."""
+    names = [name.removeprefix("score/") for name in metrics if name.startswith("score/")]
+    several = names[:6] if len(names) > 1 else []
+    shown: dict[str, str] = {}
+    for name in several:
+        literal = name.replace("{", "{{").replace("}", "}}")
+        shown[f"score/{name}"] = f"{literal} {{:.3g}}"
+        if metrics.get(f"shaped/{name}") != metrics[f"score/{name}"]:
+            shown[f"shaped/{name}"] = "shaped {:.3g}"
+        shown[f"weight/{name}"] = "x {:.2g}"
+        shown[f"share/{name}"] = "({:.0%})"
+    watched = [name for name in metrics if name.startswith("watch/")][:6]
+    return shown | {name: name.removeprefix("watch/") + " {:.3f}" for name in watched}
+
+
 class Display:
     """A progress display; use it as a context manager.
 
@@ -62,11 +78,12 @@ class Display:
         """Show a step's figures, smoothed over about ten steps."""
         if not self.enabled:
             return
-        for name in _SHOWN:
+        shown = _SHOWN | _components(metrics)
+        for name in shown:
             if name in metrics:
                 before = self.smooth.get(name, metrics[name])
                 self.smooth[name] = 0.8 * before + 0.2 * metrics[name]
-        figures = "  ".join(text.format(self.smooth[name]) for name, text in _SHOWN.items() if name in self.smooth)
+        figures = "  ".join(text.format(self.smooth[name]) for name, text in shown.items() if name in self.smooth)
         self.progress.update(self.task, completed=step, figures=figures)
         now = time.monotonic()
         if not self.live and (now - self.printed >= self.every or step in (self.first + 1, self.total)):

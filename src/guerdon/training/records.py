@@ -19,7 +19,7 @@ from guerdon.rollout import Rollout
 from guerdon.training.images import is_image, write_image
 from guerdon.training.online import StepResult
 
-_LINES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "supervised.jsonl")
+_LINES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "supervised.jsonl", "pairs.jsonl")
 _PACKAGES = ("guerdon", "torch", "transformers", "peft", "accelerate", "diffusers", "gymnasium", "numpy")
 
 

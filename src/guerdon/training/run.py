@@ -9,6 +9,7 @@ import signal as signals
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,10 +26,16 @@ from guerdon.signal import Signal
 from guerdon.stages import signature, wants
 from guerdon.training import checkpoint
 from guerdon.training.evaluation import Evaluation, evaluate
-from guerdon.training.online import Online, check_fields, data_length
+from guerdon.training.forms import check_form, form_of
+from guerdon.training.front import FrontTracker
+from guerdon.training.loop import data_length
+from guerdon.training.online import Online, check_fields
 from guerdon.training.optimisation import Optim
+from guerdon.training.pathwise import Pathwise, Truncation, check_rewards
+from guerdon.training.preference import Preference, needs_reference
 from guerdon.training.progress import Display
 from guerdon.training.records import Records
+from guerdon.training.reference_scores import ReferenceScores
 from guerdon.training.supervised import Supervised
 
 # below this many weights a second thread costs more than it brings, above all on a busy machine
@@ -153,6 +160,7 @@ class _Runner:
         self.domain = importlib.import_module(DOMAINS[recipe.policy.kind])
         self.records = Records(run, enabled=self.main)
         self.step = 0
+        self.scores_before: dict[str, list[float]] = {}  # of the samples before training, for win rates
         self.elapsed_before = 0.0
         self.start = time.perf_counter()
 
@@ -167,7 +175,13 @@ class _Runner:
             self.records.environment(self.accelerator.num_processes, str(self.accelerator.device))
             set_seed(self.recipe.seed)
             with _Interrupt() as interrupt:
-                state, reason = self._online(interrupt) if self.recipe.loop == "online" else self._supervised(interrupt)
+                loops = {
+                    "online": self._online,
+                    "pathwise": self._pathwise,
+                    "preference": self._preference,
+                    "supervised": self._supervised,
+                }
+                state, reason = loops[self.recipe.loop](interrupt)
         except KeyboardInterrupt:
             state, reason = "stopped", "interrupted"
             raise
@@ -188,6 +202,9 @@ class _Runner:
         """Import the components and open the data: all that can be wrong before a model is loaded."""
         recipe = self.recipe
         assert recipe.data is not None
+        if recipe.loop == "preference":
+            self._build_preference(recipe.data)
+            return
         self.data = self.domain.load_data(recipe.data, loop=recipe.loop, evaluation=recipe.evaluation, seed=recipe.seed)
         if recipe.loop == "supervised":
             return
@@ -202,16 +219,38 @@ class _Runner:
             watch={name: build("rewards", spec, f"watch.{name}") for name, spec in recipe.watch.items()},
             on_bad_score=recipe.on_bad_score,
         )
-        self.objective = build("objectives", recipe.objective, "objective")
         self.sampler: Any = build("sampling", recipe.sampling)
         self.sampler.prepare(data_length(self.data.train), recipe.seed)
+        if recipe.loop == "pathwise":
+            self.signal.advantage = None  # nothing is estimated from scores
+            check_rewards(self.signal, self.data.train[0])
+            return
+        self.objective = build("objectives", recipe.objective, "objective")
         check_fields(
             self.signal,
             self.objective,
             columns=self.data.train[0],
-            policy_fields=self.domain.FIELDS,
-            prepared={"logp_ref", "drift", "values", "values_old"},
+            policy_fields=self.domain.policy_fields(),
+            prepared={"logp_ref", "drift", "values", "values_old", "ref_scores"},
         )
+
+    def _build_preference(self, data: str) -> None:
+        recipe = self.recipe
+        if not hasattr(self.domain, "load_preferences"):
+            raise RecipeError(f"loop: preference needs a language policy; got kind: {recipe.policy.kind}.")
+        self.objective = build("objectives", recipe.objective, "objective")
+        form = form_of(self.objective)
+        self.data = self.domain.load_preferences(data, form.kind, evaluation=recipe.evaluation, seed=recipe.seed)
+        guide = () if recipe.preference.guide is None else ("logp_guide",)
+        check_form(self.objective, form, ("logp", "logp_ref", *guide), list(self.data.train[0]))
+        # nothing is trained on these: they measure what the policy samples
+        named = {"rewards": recipe.rewards, "watch": recipe.watch}
+        measured = {
+            name: build("rewards", spec, f"{part}.{name}")
+            for part, specs in named.items()
+            for name, spec in specs.items()
+        }
+        self.signal = Signal(rewards=measured, on_bad_score="drop")
 
     def _policy(self) -> Any:
         """The policy as the loop starts with it: bundled or loaded, after its warm start, with adapters."""
@@ -264,7 +303,7 @@ class _Runner:
         objective = _with_longest(self.objective, policy.max_steps)
         if signal.needs("values"):
             policy.add_critic()
-        if signal.needs("logp_ref") or any(wants(objective, field) for field in ("logp_ref", "kl", "drift")):
+        if signal.needs_reference or any(wants(objective, field) for field in ("logp_ref", "kl", "drift")):
             policy.keep_reference()
         state = self._read_checkpoint(policy)
         loop = Online(
@@ -275,10 +314,120 @@ class _Runner:
             sampler=self.sampler,
             prompts_per_step=recipe.prompts_per_step,
             group_size=recipe.group_size,
+            samples=recipe.samples,
             passes=recipe.passes,
             mini_batches=recipe.mini_batches,
             micro_batch=recipe.micro_batch,
             old_logp=recipe.old_logp,
+            reference_samples=recipe.reference.samples,
+            reference_prompts=recipe.reference.prompts,
+            optim=Optim(**vars(recipe.optim)),
+            steps=recipe.steps,
+            seed=recipe.seed,
+            accelerator=self.accelerator,
+        )
+        return self._rewarded(loop, policy, state, interrupt)
+
+    def _pathwise(self, interrupt: _Interrupt) -> tuple[str, str]:
+        recipe, given = self.recipe, self.recipe.pathwise
+        policy = self._policy()
+        if given.beta:
+            policy.keep_reference()
+        state = self._read_checkpoint(policy)
+        loop = Pathwise(
+            policy,
+            self.data.train,
+            self.signal,
+            truncation=Truncation(
+                given.truncation,
+                k=given.k,
+                mean=given.cut_mean,
+                std=given.cut_std,
+                renoise=given.renoise,
+                share=given.share,
+            ),
+            scale=given.scale,
+            beta=given.beta,
+            deterministic=given.deterministic,
+            checkpointing=given.checkpointing,
+            skips=given.skips,
+            sampler=self.sampler,
+            prompts_per_step=recipe.prompts_per_step,
+            group_size=recipe.group_size,
+            micro_batch=recipe.micro_batch,
+            optim=Optim(**vars(recipe.optim)),
+            steps=recipe.steps,
+            seed=recipe.seed,
+            accelerator=self.accelerator,
+        )
+        return self._rewarded(loop, policy, state, interrupt)
+
+    def _rewarded(
+        self, loop: Online | Pathwise, policy: Any, state: checkpoint.LoopState | None, interrupt: _Interrupt
+    ) -> tuple[str, str]:
+        """Run a loop whose samples are scored: evaluate before, on the way and after, and keep its records."""
+        recipe, data = self.recipe, self.data
+        front = FrontTracker(loop.signal.score_names)
+        if state is not None:
+            loop.load_state(state)
+            front.restore(self.run / "metrics.jsonl")
+
+        def test() -> Evaluation:
+            found = self._evaluate(loop, data.held_out)
+            loop.signal.validate(found.metrics)
+            found.metrics.update(front.add(found.metrics))
+            return found
+
+        if loop.steps_done == 0:
+            loop.prepare()
+            before = test()
+            self.records.metrics(0, self.elapsed, before.metrics)
+            self._keep_samples(loop, before, "before")
+
+        def step() -> dict[str, float]:
+            result = loop.step()
+            self.step = result.step
+            evaluation = test() if self._evaluation_due() else None
+            result.metrics.update(evaluation.metrics if evaluation else {})
+            if self.step == recipe.steps or self._reached(result.metrics):
+                if evaluation is None:
+                    evaluation = test()
+                    result.metrics.update(evaluation.metrics)
+                self._keep_samples(loop, evaluation, "after")
+            often = recipe.run.samples_every
+            self.records.step(result, self.elapsed, samples=bool(often) and self.step % often == 0)
+            return result.metrics
+
+        return self._steps(loop, policy, step, interrupt)
+
+    def _preference(self, interrupt: _Interrupt) -> tuple[str, str]:
+        recipe, data = self.recipe, self.data
+        policy, settings = self._policy(), recipe.preference
+        reference = held_out_reference = None
+        if needs_reference(self.objective):
+            if settings.precompute:
+                pack = form_of(self.objective).pack
+                size = recipe.micro_batch or 32
+                reference, held_out_reference = (
+                    ReferenceScores(policy, rows, pack, batch=size, accelerator=self.accelerator) if len(rows) else None
+                    for rows in (data.train, data.held_out)
+                )
+            else:
+                policy.keep_reference()
+        guides = {}
+        if settings.guide is not None:
+            model = replace(recipe.policy, model=settings.guide, lora=None)
+            guides["guide"] = self.domain.build_policy(model, seed=recipe.seed).to(self.accelerator.device)
+            guides["guide"].requires_grad_(False)
+        state = self._read_checkpoint(policy)
+        loop = Preference(
+            policy,
+            data.train,
+            self.objective,
+            batch_size=recipe.prompts_per_step,
+            micro_batch=recipe.micro_batch,
+            reference=reference,
+            guides=guides,
             optim=Optim(**vars(recipe.optim)),
             steps=recipe.steps,
             seed=recipe.seed,
@@ -286,24 +435,34 @@ class _Runner:
         )
         if state is not None:
             loop.load_state(state)
+            self.scores_before = state.facts.get("scores_before", {})
+        prompts = (
+            self.domain.measured_rows(recipe.data, data.held_out, recipe.evaluation) if self.signal.rewards else []
+        )
+
+        def judge(phase: str | None) -> dict[str, float]:
+            found = loop.evaluate(data.held_out, held_out_reference)
+            if self.main and found.histograms:
+                self.records.line("pairs", {"step": self.step, **found.histograms})
+            evaluation = self._evaluate(loop, prompts, self.signal)
+            if phase == "before":
+                self.scores_before = _scores(evaluation)
+            if phase is not None:
+                self._keep_samples(loop, evaluation, phase)
+            return {**found.metrics, **evaluation.metrics, **_win_rates(self.scores_before, _scores(evaluation))}
+
         if loop.steps_done == 0:
-            before = self._evaluate(loop, data.held_out)
-            self.records.metrics(0, self.elapsed, before.metrics)
-            self._keep_samples(loop, before, "before")
+            self.records.metrics(0, self.elapsed, judge("before"))
 
         def step() -> dict[str, float]:
-            result = loop.step()
-            self.step = result.step
-            evaluation = self._evaluate(loop, data.held_out) if self._evaluation_due() else None
-            result.metrics.update(evaluation.metrics if evaluation else {})
-            if self.step == recipe.steps or _reached(recipe.stop_at, result.metrics):
-                if evaluation is None:
-                    evaluation = self._evaluate(loop, data.held_out)
-                    result.metrics.update(evaluation.metrics)
-                self._keep_samples(loop, evaluation, "after")
-            often = recipe.run.samples_every
-            self.records.step(result, self.elapsed, samples=bool(often) and self.step % often == 0)
-            return result.metrics
+            metrics = loop.step()
+            self.step = loop.steps_done
+            due = self._evaluation_due()
+            metrics |= judge("after" if self.step == recipe.steps else None) if due else {}
+            if not due and self._reached(metrics):
+                metrics |= judge("after")
+            self.records.metrics(self.step, self.elapsed, metrics)
+            return metrics
 
         return self._steps(loop, policy, step, interrupt)
 
@@ -336,7 +495,7 @@ class _Runner:
 
     def _steps(
         self,
-        loop: Online | Supervised,
+        loop: Online | Pathwise | Preference | Supervised,
         policy: Any,
         step: Callable[[], dict[str, float]],
         interrupt: _Interrupt,
@@ -352,7 +511,7 @@ class _Runner:
                 display.update(self.step, metrics)
                 self.accelerator.log(metrics, step=self.step)
                 last = self.step == recipe.steps
-                reached = _reached(recipe.stop_at, metrics)
+                reached = self._reached(metrics)
                 stop = interrupt.agreed(self.accelerator)
                 if last or reached or stop or self._due(recipe.run.checkpoint_every):
                     self._checkpoint(loop, policy)
@@ -371,13 +530,17 @@ class _Runner:
     def _evaluation_due(self) -> bool:
         return self.step == self.recipe.steps or self._due(self.recipe.evaluation.every)
 
-    def _evaluate(self, loop: Online, rows: Any) -> Evaluation:
+    def _reached(self, metrics: dict[str, float]) -> str:
+        """Which target ends the run, in words; empty if none."""
+        return _reached(self.recipe.stop_at, self.recipe.stop_below, metrics)
+
+    def _evaluate(self, loop: Online | Pathwise | Preference, rows: Any, signal: Signal | None = None) -> Evaluation:
         settings = self.recipe.evaluation
         with loop.averaged():
             return evaluate(
                 loop.policy,
                 rows,
-                loop.signal,
+                signal or self.signal,
                 greedy=settings.greedy,
                 samples=settings.samples,
                 seed=self.recipe.seed,
@@ -385,14 +548,16 @@ class _Runner:
                 module=loop.module,
             )
 
-    def _keep_samples(self, loop: Online, evaluation: Evaluation, phase: str) -> None:
+    def _keep_samples(self, loop: Online | Pathwise | Preference, evaluation: Evaluation, phase: str) -> None:
         for mode, rollout in evaluation.rollouts.items():
-            self.records.samples(self.step, phase, mode, loop.signal.weigh(rollout.select(slice(0, 16))))
+            shown = rollout.select(slice(0, 16))
+            shown = shown if isinstance(loop, Preference) else loop.with_references(shown)
+            self.records.samples(self.step, phase, mode, self.signal.weigh(shown))
 
-    def _checkpoint(self, loop: Online | Supervised, policy: Any) -> None:
+    def _checkpoint(self, loop: Online | Pathwise | Preference | Supervised, policy: Any) -> None:
         state, weights = loop.state(), checkpoint.weights(policy)  # on every process: each may hold a part
         if self.main:
-            facts = {**state.facts, "elapsed": self.elapsed}
+            facts = {**state.facts, "elapsed": self.elapsed, "scores_before": self.scores_before}
 
             def save(folder: Path) -> None:
                 policy.save(folder, state=weights)
@@ -417,6 +582,28 @@ class _Runner:
         return state
 
 
+def _scores(evaluation: Evaluation) -> dict[str, list[float]]:
+    """`mode/component` -> the first sample's score for every held-out prompt."""
+    return {
+        f"{mode}/{name}": rollout.scores[:, 0, k].tolist()
+        for mode, rollout in evaluation.rollouts.items()
+        if rollout.scores is not None
+        for k, name in enumerate(rollout.score_names)
+    }
+
+
+def _win_rates(before: dict[str, list[float]], after: dict[str, list[float]]) -> dict[str, float]:
+    """Share of held-out prompts whose sample now scores above that before training; ties count half."""
+    found = {}
+    for name, scores in after.items():
+        pairs = [(a, b) for a, b in zip(scores, before.get(name, ()), strict=False) if a == a and b == b]  # not NaN
+        if pairs:
+            mode, _, component = name.partition("/")
+            wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs)
+            found[f"eval/{mode}/{component}_win_rate"] = wins / len(pairs)
+    return found
+
+
 def _with_longest(objective: Any, max_steps: int) -> Any:
     """A constant denominator is the longest sample there can be, which only the policy knows."""
     options = signature(objective).options
@@ -425,11 +612,13 @@ def _with_longest(objective: Any, max_steps: int) -> Any:
     return objective
 
 
-def _reached(targets: dict[str, float], metrics: dict[str, float]) -> str:
-    """Which target was reached, in words; empty if none."""
+def _reached(targets: dict[str, float], floors: dict[str, float], metrics: dict[str, float]) -> str:
     for name, value in targets.items():
         if name in metrics and metrics[name] >= value:
             return f"{name} = {metrics[name]:.4g} reached {value:g}"
+    for name, value in floors.items():
+        if name in metrics and metrics[name] < value:
+            return f"{name} = {metrics[name]:.4g} fell below {value:g}"
     return ""
 
 

@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from guerdon.stages import lazy
 
-MEMBERS = {"linear": "linear"}
+MEMBERS = {
+    "gradient_alignment": "gradient_alignment",
+    "hypervolume": "hypervolume",
+    "lagrangian": "lagrangian",
+    "linear": "linear",
+    "proxy_point_search": "proxy_points",
+    "tri_factor": "tri_factor",
+}
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

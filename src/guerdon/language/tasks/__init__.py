@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-TASKS = {"sort": "sort"}  # name -> module of this package that defines TASK
+TASKS = {"hacking": "hacking", "sort": "sort", "topics": "topics"}  # name -> module of this package that defines TASK
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Task:
             that the rewards name.
         held_out_rows: count -> that many fixed rows with `completion` too, none of which can occur in training.
         demonstrations: seed -> rows with `prompt` and `completion`, for a supervised warm start.
+        pairs: seed -> rows with `prompt`, `chosen` and `rejected`; None = the task has no preferences.
+        held_out_pairs: count -> that many fixed pairs, none of which is trained on.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Task:
     train_rows: Callable[[int], Sequence[Row]]
     held_out_rows: Callable[[int], Sequence[Row]]
     demonstrations: Callable[[int], Sequence[Row]]
+    pairs: Callable[[int], Sequence[Row]] | None = None
+    held_out_pairs: Callable[[int], Sequence[Row]] = lambda count: ()
 
 
 def find(name: str) -> Task:

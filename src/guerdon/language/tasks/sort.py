@@ -6,13 +6,12 @@ and after a short supervised warm start it is right often enough to be rewarded 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
-from guerdon.errors import require
 from guerdon.language.tasks import Row, Task
+from guerdon.language.tasks.small import small_llama
+from guerdon.language.tasks.stream import Stream
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -37,29 +36,7 @@ def model(seed: int) -> LlamaForCausalLM:
     Args:
         seed: of the initial weights. The global generator is left as it was.
     """
-    import torch
-
-    require("transformers", "language")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    # 0.05 in place of the usual 0.02: the warm start then reaches the same accuracy from every seed
-    config = LlamaConfig(
-        vocab_size=len(ALPHABET),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=176,
-        max_position_embeddings=64,
-        initializer_range=0.05,
-        tie_word_embeddings=False,
-        pad_token_id=ALPHABET.index(PAD),
-        eos_token_id=ALPHABET.index(EOS),
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+    return small_llama(seed, tokens=len(ALPHABET), pad=ALPHABET.index(PAD), eos=ALPHABET.index(EOS))
 
 
 def _held_out(digits: str) -> bool:
@@ -87,46 +64,14 @@ def _demonstrate(row: Row) -> Row:
     return {**row, "completion": row["answer"] + EOS}
 
 
-class Stream(Sequence[Row]):
-    """Endless rows without state: row i depends on the stream's seed and i alone.
-
-    `len` is the largest there is (`sys.maxsize`): take slices, or positions one by one.
-
-    Args:
-        seed: of the stream.
-        completion: give each row the demonstration column `completion` (the answer and the end) as well. Such a
-            stream holds other digits than the one without, at the same seed.
-    """
-
-    def __init__(self, seed: int, *, completion: bool = False) -> None:
-        self.seed = seed
-        self.completion = completion
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of an endless stream: rows are numbered from 0.")
-        kind = "demonstrations" if self.completion else "train"
-        row = _row(_draw(kind, self.seed, int(index), held_out=False))
-        return _demonstrate(row) if self.completion else row
-
-
 def train_rows(seed: int) -> Stream:
     """Endless training rows: `prompt` (digits and `=`), `answer` (the digits sorted), `length` (number of digits)."""
-    return Stream(seed)
+    return Stream(lambda i: _row(_draw("train", seed, i, held_out=False)))
 
 
 def demonstrations(seed: int) -> Stream:
     """Endless rows with `completion` (the answer and the end `$`), for a supervised warm start."""
-    return Stream(seed, completion=True)
+    return Stream(lambda i: _demonstrate(_row(_draw("demonstrations", seed, i, held_out=False))))
 
 
 def held_out_rows(count: int) -> list[Row]:

@@ -58,7 +58,7 @@
       font: { family: look.font, size: 12, color: look.ink },
       showlegend: false, hovermode: "x unified", dragmode: "zoom",
       hoverlabel: { bgcolor: look.card, bordercolor: look.faint, font: { size: 12, color: look.ink }, namelength: 32 },
-      xaxis: { ...axis, showgrid: false, showline: true, nticks: 6, tickformat: ",d", hoverformat: ",d", unifiedhovertitle: { text: "step %{x}" } },
+      xaxis: { ...axis, showgrid: false, showline: true, nticks: 6, ...(chart.values ? { hoverformat: ".3~g" } : { tickformat: ",d", hoverformat: ",d", unifiedhovertitle: { text: "step %{x}" } }) },
       yaxis: { ...axis, nticks: 5, rangemode: chart.zero ? "tozero" : "normal", tickformat: ticks, hoverformat: hover, exponentformat: "e" },
     };
   };

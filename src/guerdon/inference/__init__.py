@@ -1,0 +1,13 @@
+"""Inference: spending reward at sampling time, without training a weight."""
+
+from __future__ import annotations
+
+from guerdon.stages import lazy
+
+MEMBERS = {
+    "best_of_n": "noise",
+    "norm_penalty": "noise",
+    "optimise_noise": "noise",
+}
+__getattr__, __dir__ = lazy(__name__, MEMBERS)
+__all__ = list(MEMBERS)
