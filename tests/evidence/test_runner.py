@@ -156,7 +156,9 @@ def test_a_process_that_ends_is_reported_and_replaced(diary, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_where_it_stopped(diary, monkeypatch, number):
     monkeypatch.setenv("TOY_FAULT", "hang:baseline1")
-    code = "from tests.evidence import toy; from guerdon.evidence.runner import run; run(toy, 'smoke', 2, jobs=2)"
+    # a shell starts what it runs in the background deaf to Ctrl-C
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hear}; from tests.evidence import toy; from guerdon.evidence.runner import run; run(toy, 'smoke', 2, jobs=2)"
     process = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"],
         start_new_session=True,
