@@ -158,7 +158,9 @@ def test_a_killed_run_goes_on_where_it_stopped(diary, monkeypatch, number):
     monkeypatch.setenv("TOY_FAULT", "hang:baseline1")
     # a shell starts what it runs in the background deaf to Ctrl-C
     hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{hear}; from tests.evidence import toy; from guerdon.evidence.runner import run; run(toy, 'smoke', 2, jobs=2)"
+    code = (
+        f"{hear}; from tests.evidence import toy; from guerdon.evidence.runner import run; run(toy, 'smoke', 2, jobs=2)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"],
         start_new_session=True,
