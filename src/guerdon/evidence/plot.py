@@ -55,7 +55,7 @@ def draw(evidence: Evidence) -> bytes:
         for axis in axes:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
                 seen.setdefault(label, handle)
-        figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=min(len(seen), 5))
+        figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=min(len(seen), 2 * columns, 5))
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Title": f"{evidence.slug}: {evidence.verdict}"})
     return stream.getvalue()
