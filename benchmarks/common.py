@@ -12,7 +12,9 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -240,3 +242,34 @@ def report(work: Any, figures: dict[str, Any], target: Path | None) -> None:
     print(text)
     if target is not None:
         target.write_text(text + "\n")
+
+
+def measure_or_tabulate(
+    work: type,
+    description: str | None,
+    measure: Callable[[Any], dict[str, Any]],
+    run_all: Callable[[], None],
+    table: Callable[[], str],
+    page: Path,
+    markers: tuple[str, str],
+    title: str,
+) -> None:
+    """The command of a benchmark with a section of its own: `--one` measures, `--table` only writes the section again."""
+    quiet()
+    if "--one" in sys.argv:
+        sys.argv.remove("--one")
+        given, target = settings(work, description)
+        report(given, measure(given), target)
+        return
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="run nothing, only write the table again")
+    if not parser.parse_args().table:
+        run_all()
+    text = table()
+    print(text)
+    begin, end = markers
+    old = page.read_text(encoding="utf-8")
+    if begin not in old:
+        old = f"{old.rstrip()}\n\n## {title}\n\n{begin}\n{end}\n"
+    head, _, rest = old.partition(begin)
+    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")

@@ -9,7 +9,6 @@ weights are fixed. Timed are the signal's way from scores to rewards, the shares
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -129,29 +128,17 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(page: Path, text: str) -> None:
-    """Put the table between its markers, which are added at the end of the page where they are not there yet."""
-    old = page.read_text(encoding="utf-8")
-    if BEGIN not in old:
-        old = f"{old.rstrip()}\n\n## Many rewards\n\n{BEGIN}\n{END}\n"
-    head, _, rest = old.partition(BEGIN)
-    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main() -> None:
-    common.quiet()
-    if "--one" in sys.argv:
-        sys.argv.remove("--one")
-        work, target = common.settings(Work, __doc__)
-        common.report(work, measure(work), target)
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="run nothing, only write the table again")
-    if not parser.parse_args().table:
-        run_all()
-    text = table(json.loads(RESULTS.read_text()))
-    print(text)
-    write(PAGE, text)
+    common.measure_or_tabulate(
+        Work,
+        __doc__,
+        measure,
+        run_all,
+        lambda: table(json.loads(RESULTS.read_text())),
+        PAGE,
+        (BEGIN, END),
+        "Many rewards",
+    )
 
 
 if __name__ == "__main__":

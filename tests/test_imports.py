@@ -84,6 +84,7 @@ def test_a_file_imports_only_what_lies_below_it(path):
 
 def test_a_loop_knows_no_domain():
     loops = ["online", "supervised", "evaluation", "checkpoint", "records", "optimisation", "policy", "progress"]
+    loops += ["loop", "pathwise", "forms", "front", "references", "reference_scores"]
     for name in loops:
         assert "language" not in (ROOT / "training" / f"{name}.py").read_text()
 

@@ -120,7 +120,7 @@ def _train(task: Task, seed: int) -> dict[str, Tensor]:
     return network.state_dict()
 
 
-class oracle_score:  # noqa: N801 - a reward's name in a recipe
+class OracleScore:
     """A reward: what an oracle says about a picture and the class that was asked for.
 
     It gives pairs (score, answer), the answer being the caption of the likeliest class, so that stages which compare a
@@ -171,7 +171,7 @@ class oracle_score:  # noqa: N801 - a reward's name in a recipe
         return [list(itertools.islice(pairs, len(group))) for group in samples]
 
 
-class oracle_likeness:  # noqa: N801 - a reward's name in a recipe
+class OracleLikeness:
     """The same as `oracle_score` with a gradient to the pictures: for a pathwise loop, or to optimise noise.
 
     Args:
@@ -275,7 +275,7 @@ def _middle(task: str, seed: int) -> Tensor:
     return features.unflatten(0, (-1, 64)).mean(1).cpu()
 
 
-class oracle_diversity:  # noqa: N801 - a reward's name in a recipe
+class OracleDiversity:
     """A score of a whole group: how many different pictures of what was asked for there are in it.
 
     It is the Vendi score of an oracle's features less the mean features of real pictures of the class: how many
@@ -310,5 +310,8 @@ class oracle_diversity:  # noqa: N801 - a reward's name in a recipe
             scores.append([vendi_score(features - _middle(self.task, self.seed)[one].to(features))] * len(group))
         return scores
 
+
+# their names in a recipe
+oracle_score, oracle_likeness, oracle_diversity = OracleScore, OracleLikeness, OracleDiversity
 
 __all__ = ["Oracle", "Quality", "oracle", "oracle_diversity", "oracle_likeness", "oracle_score", "quality"]

@@ -1,8 +1,8 @@
 """Sampling with gradient: from a reward of the finished image back through the denoising steps to weights or noise.
 
 The state after step i depends on the weights through every step up to i. `unroll` follows a sampler and keeps the graph
-of its last steps only, each under a checkpoint: what is held is one state a step and the activations of one step,
-whatever their number.
+of its last steps only, each under a checkpoint: what autograd holds is one state a step and the activations of one
+step. (The memory of a process grows by more than the states: see the page of benchmarks.)
 """
 
 from __future__ import annotations

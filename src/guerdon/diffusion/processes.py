@@ -208,6 +208,10 @@ class DiffusionProcess:
         return self.alphas_bar.to(times.device)[times.long()]
 
 
+def _std_function(name: str, noise_level: float) -> StdFunction:
+    return flow_grpo_std(noise_level) if name == "flow_grpo" else dance_std(noise_level)
+
+
 @dataclass(frozen=True)
 class FlowProcess:
     """A rectified flow, sampled by the SDE that keeps the marginals of its ODE.
@@ -247,7 +251,7 @@ class FlowProcess:
                 f"policy: a flow needs a FlowMatchEulerDiscreteScheduler; got {type(self.scheduler).__name__}. "
                 "Use kind: diffusion for schedulers with betas."
             )
-        self.std_fn  # noqa: B018 - a wrong noise level is found here
+        _std_function(self.std, self.noise_level)  # a wrong noise level is found here
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, **settings: Any) -> FlowProcess:
@@ -257,7 +261,7 @@ class FlowProcess:
     @property
     def std_fn(self) -> StdFunction:
         """The noise of a time."""
-        return flow_grpo_std(self.noise_level) if self.std == "flow_grpo" else dance_std(self.noise_level)
+        return _std_function(self.std, self.noise_level)
 
     def grid(self, steps: int, *, deterministic: bool = False) -> Grid:
         """The times of a sampler of that many steps, from sigma 1 to 0.

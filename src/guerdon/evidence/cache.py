@@ -8,6 +8,7 @@ import json
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from guerdon import __version__
 from guerdon.cache import cache_folder, replace
@@ -74,9 +75,9 @@ def result_of(unit: Unit, measured: dict, seconds: float) -> Result:
     return Result(unit, figures, curves, float(seconds))
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, str):
         raise TypeError(f"{value!r} is text, not a number")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -210,7 +210,7 @@ def trained(unit: Unit) -> dict[str, Any]:
         signal=Signal(rewards={"correct": verifier}, shaping=shaping, advantage=advantages.get(arm, reinforce)),
         objective=dapo,
         eval_every=max(int(unit.settings["steps"]) // 5, 1),
-        **dict(unit.settings),  # type: ignore[arg-type]
+        **cast(dict[str, Any], unit.settings),
     )
 
 

@@ -551,8 +551,16 @@ class LanguagePolicy(nn.Module):
     def _completion_ids(self, texts: list[str]) -> list[list[int]]:
         try:
             return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
-        except Exception as error:  # tokenizers raise bare exceptions
-            raise DataError(f"language.policy: a completion cannot be encoded: {error}.") from error
+        except Exception:  # tokenizers raise bare exceptions, without saying which text was at fault
+            return [self._completion_id(index, text) for index, text in enumerate(texts)]
+
+    def _completion_id(self, index: int, text: str) -> list[int]:
+        try:
+            return self.tokenizer(text, add_special_tokens=False).input_ids
+        except Exception as error:
+            raise DataError(
+                f"language.policy: completion {index} cannot be encoded: {error}. It is {text!r:.200}."
+            ) from error
 
     def _ended(self, ids: list[int]) -> list[int]:
         return ids if ids[-1:] and ids[-1] in self.eos_ids else [*ids, self.eos_ids[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -45,9 +46,9 @@ class Rows(Sequence[Row]):
             raise IndexError(f"{self.name}: there is no row {position}; it has {self.size:,}.")
         return self.take([position % self.size])[0]
 
+    @abstractmethod
     def take(self, positions: Sequence[int]) -> list[Row]:
         """The rows at these positions, each from 0 to len - 1."""
-        raise NotImplementedError
 
     def where(self, position: int) -> str:
         """The row's place, as errors name it."""

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from guerdon.errors import RecipeError
 from guerdon.objectives.loss import Loss
-from guerdon.rollout import Rollout
+from guerdon.rollout import Rollout, join
 from guerdon.sampling.uniform import uniform
 from guerdon.training.average import WeightAverage
 from guerdon.training.checkpoint import LoopState, collect, restore
@@ -157,6 +158,12 @@ class Loop:
         restore(state, self.modules(), self.optimizer, self.schedule)
         for name in self.facts():
             setattr(self, name, state.facts[name])
+
+    def gather(self, mine: Rollout) -> Rollout:
+        """The rollouts of all processes as one, in their order."""
+        if self.processes == 1:
+            return mine
+        return join(gather_object([mine.to("cpu")])).to(self.accelerator.device)
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of each process's value, on all of them."""

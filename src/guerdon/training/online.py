@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from guerdon.errors import DataError, NumericsError, RecipeError, ShapeError
@@ -324,10 +323,7 @@ class Online(Loop):
         return self.passes * self.mini_batches == 1
 
     def _gather(self, mine: Rollout, *, with_steps: bool) -> Rollout:
-        slim = mine if with_steps else replace(mine, steps={})
-        if self.processes == 1:
-            return slim
-        return join(gather_object([slim.to("cpu")])).to(self.accelerator.device)
+        return self.gather(mine if with_steps else replace(mine, steps={}))
 
     def _micro_batches(self, rollout: Rollout) -> Iterator[Rollout]:
         size = self.micro_batch or max(len(rollout), 1)

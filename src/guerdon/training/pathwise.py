@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from guerdon.errors import BindingError, NumericsError, RecipeError, nearest
@@ -246,7 +245,7 @@ class Pathwise(Loop):
             update = self.apply_gradient(loss)
         self._count_skips(update.made, loss.item() / count, update.norm)
         self.steps_done += 1
-        everything = self._gather(join(parts))
+        everything = self.gather(join(parts))
         self._observe(everything)
         attribution = attribute(everything)
         learned = {"loss": loss.item() / count, "lr": update.lr, "grad_norm": update.norm}
@@ -310,11 +309,6 @@ class Pathwise(Loop):
                 f"pathwise step {self.steps_done + 1}: loss {loss:g}, gradient norm {norm:g}, as in the {self.skips} steps "
                 "before: no update was made. Lower the learning rate or truncate the gradient, and look at the rewards."
             )
-
-    def _gather(self, mine: Rollout) -> Rollout:
-        if self.processes == 1:
-            return mine
-        return join(gather_object([mine.to("cpu")])).to(self.accelerator.device)
 
     def _observe(self, everything: Rollout) -> None:
         fields = everything.available() | {"step": self.steps_done}

@@ -550,8 +550,7 @@ class _Runner:
 
     def _keep_samples(self, loop: Online | Pathwise | Preference, evaluation: Evaluation, phase: str) -> None:
         for mode, rollout in evaluation.rollouts.items():
-            shown = rollout.select(slice(0, 16))
-            shown = shown if isinstance(loop, Preference) else loop.with_references(shown)
+            shown = loop.with_references(rollout.select(slice(0, 16)))
             self.records.samples(self.step, phase, mode, self.signal.weigh(shown))
 
     def _checkpoint(self, loop: Online | Pathwise | Preference | Supervised, policy: Any) -> None:
