@@ -1,12 +1,13 @@
 """What both sides of a benchmark share: the same model, words, prompts and reward, clocks and a memory meter.
 
 Nothing is downloaded: weights are random, the tokenizer is an alphabet. It runs in guerdon's environment and the
-peers'. Clocks and memory are read from /proc, so it needs Linux.
+peers'. Clocks and memory are read from /proc, so it needs Linux. On a GPU every clock waits for the device first.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -15,42 +16,47 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-FIRST_OF_MANY = 0x4E00  # a block of 20,992 characters, enough for any vocabulary used here
-PACKAGES = ("guerdon", "torch", "transformers", "accelerate", "trl", "datasets", "tokenizers")
+# blocks of characters for larger vocabularies: common ideographs, then what Unicode leaves to private use
+MANY = (range(0x4E00, 0xA000), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+PACKAGES = ("guerdon", "torch", "transformers", "accelerate", "trl", "datasets", "tokenizers", "triton")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A Llama with random weights."""
+    """A Llama with random weights, and where it is."""
 
     vocabulary: int = 64
     layers: int = 4
     width: int = 128
     heads: int = 4
+    kv_heads: int = 4
     mlp: int = 512
+    tied: bool = False
     positions: int = 256
+    device: str = field(default="cpu", metadata={"choices": ["cpu", "cuda"]})
+    dtype: str = field(default="float32", metadata={"choices": ["float32", "bfloat16"]})
     seed: int = 0
 
 
 def settings(kind: type, description: str | None) -> Any:
     """An instance of the dataclass `kind` from the command line, and where to write the figures."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(kind):
-        flag = f"--{field.name.replace('_', '-')}"
-        choices = field.metadata.get("choices")
-        if field.default is MISSING:
+    for setting in fields(kind):
+        flag = f"--{setting.name.replace('_', '-')}"
+        choices = setting.metadata.get("choices")
+        if setting.default is MISSING:
             parser.add_argument(flag, required=True, choices=choices)
-        elif isinstance(field.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        elif isinstance(setting.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=setting.default)
         else:
-            parser.add_argument(flag, type=type(field.default), default=field.default, choices=choices)
+            parser.add_argument(flag, type=type(setting.default), default=setting.default, choices=choices)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     found = vars(parser.parse_args())
     target = found.pop("json")
@@ -68,7 +74,7 @@ def quiet() -> None:
 def letters(vocabulary: int) -> list[str]:
     """One character for every id that is not special."""
     count = vocabulary - len(SPECIAL)
-    return [*PLAIN[:count], *(chr(FIRST_OF_MANY + i) for i in range(count - len(PLAIN)))]
+    return [*PLAIN, *map(chr, itertools.chain(*MANY))][:count]
 
 
 def tokenizer(vocabulary: int) -> Any:
@@ -98,15 +104,15 @@ def llama(shape: ModelShape) -> Any:
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.positions,
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config).to(getattr(torch, shape.dtype))
 
 
 def fingerprint(model: Any) -> dict[str, float]:
@@ -149,6 +155,7 @@ class Laps:
         self.at = time.process_time(), time.perf_counter()
 
     def lap(self) -> None:
+        wait_for_device()
         now = time.process_time(), time.perf_counter()
         self.cpu.append(now[0] - self.at[0])
         self.wall.append(now[1] - self.at[1])
@@ -159,9 +166,10 @@ class Laps:
 
 
 class Phases:
-    """CPU seconds by phase: methods are wrapped on the object they belong to."""
+    """CPU seconds (on a GPU: wall seconds) by phase: methods are wrapped on the object they belong to."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.clock = time.process_time if device == "cpu" else _device_clock
         self.spent: dict[str, float] = {}
         self.running = False
 
@@ -170,18 +178,39 @@ class Phases:
         inner = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
+            start = self.clock()
             try:
                 return inner(*args, **kwargs)
             finally:
                 if self.running:
                     phase = label(*args, **kwargs) if callable(label) else label
-                    self.spent[phase] = self.spent.get(phase, 0.0) + time.process_time() - start
+                    self.spent[phase] = self.spent.get(phase, 0.0) + self.clock() - start
 
         setattr(owner, name, timed)
 
     def per(self, steps: int) -> dict[str, float]:
         return {phase: seconds / steps for phase, seconds in self.spent.items()}
+
+
+def wait_for_device() -> None:
+    """Return when the GPU, if there is one in use, has done all it was given."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _device_clock() -> float:
+    wait_for_device()
+    return time.perf_counter()
+
+
+def device_memory() -> dict[str, Any]:
+    """The most memory of the GPU that was in use, in MiB, and which GPU it is; nothing without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    return {"device_peak_mib": peak, "device": torch.cuda.get_device_name()}
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
@@ -267,6 +296,11 @@ def measure_or_tabulate(
         run_all()
     text = table()
     print(text)
+    write_section(page, markers, title, text)
+
+
+def write_section(page: Path, markers: tuple[str, str], title: str, text: str) -> None:
+    """Put `text` between the markers of a page; a page without them gets a section at its end."""
     begin, end = markers
     old = page.read_text(encoding="utf-8")
     if begin not in old:

@@ -33,6 +33,7 @@ class Work(common.ModelShape):
     lr: float = 1e-3
     rewards: int = 1
     records: bool = True
+    liger: bool = False
     steps: int = 40
     warmup: int = 3
 
@@ -64,7 +65,7 @@ class Book:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.laps = common.Laps()
-        self.phases = common.Phases()
+        self.phases = common.Phases(work.device)
         self.rewards: list[float] = []
         self.marks: dict[str, Any] = {}
 
@@ -91,8 +92,10 @@ class Book:
             "step": step,
             "new_tokens": tokens,
             "new_tokens_per_cpu_s": tokens / step["cpu_s"]["median"],
+            "new_tokens_per_s": tokens / step["wall_s"]["median"],
             "phases_cpu_s": self.phases.per(self.work.steps),
             **self.marks,
+            **common.device_memory(),
             "rss_peak_mib": common.memory_mib("VmHWM"),
             "rewards": [round(reward, 4) for reward in self.rewards],
             "reward_last": sum(self.rewards[-3:]) / 3,
@@ -112,7 +115,7 @@ def run_trl(work: Work, book: Book, folder: Path) -> dict[str, float]:
     if work.beta > 0:
         # TRL makes the reference by loading the model's path again, so there has to be one
         model.save_pretrained(folder / "start")
-        model = LlamaForCausalLM.from_pretrained(folder / "start", attn_implementation="sdpa")
+        model = LlamaForCausalLM.from_pretrained(folder / "start", attn_implementation="sdpa", dtype=work.dtype)
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -136,9 +139,10 @@ def run_trl(work: Work, book: Book, folder: Path) -> dict[str, float]:
         learning_rate=work.lr,
         lr_scheduler_type="constant",
         max_steps=work.total * work.passes,
-        bf16=False,
+        bf16=work.dtype == "bfloat16",
+        use_liger_kernel=work.liger,
         gradient_checkpointing=False,
-        use_cpu=True,
+        use_cpu=work.device == "cpu",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -189,11 +193,13 @@ def run_guerdon(work: Work, book: Book, folder: Path) -> dict[str, float]:
         tokenizer=common.tokenizer(work.vocabulary),
         max_new_tokens=work.new_tokens,
         min_new_tokens=work.new_tokens,
+        dtype=work.dtype,
     )
     if work.beta > 0:
         policy.keep_reference()
     functions = {function.__name__: function for function in work.functions()}
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=work.device == "cpu", mixed_precision="bf16" if work.dtype == "bfloat16" else "no")
+    policy.to(accelerator.device)
     loop = Online(
         policy,
         work.data(),

@@ -9,18 +9,18 @@ One way per process, so that the peak of the resident memory is its own:
   trl        TRL's selective_log_softmax (peers' environment)
   guerdon    guerdon.language.logprob.token_logprob
   guerdon-entropy   the same with every token's entropy
+  liger, cce        liger-kernel's and cut-cross-entropy's fused losses (on a GPU only; a loss per token, no entropy)
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import common
 
-WAYS = ("naive", "selective", "chunked", "trl", "guerdon", "guerdon-entropy")
+WAYS = ("naive", "selective", "chunked", "trl", "guerdon", "guerdon-entropy", "liger", "cce")
 MIB = 2**20
 
 
@@ -35,6 +35,8 @@ class Work:
     chunk: int = 256
     gradient: bool = True
     repeat: int = 3
+    device: str = field(default="cpu", metadata={"choices": ["cpu", "cuda"]})
+    dtype: str = field(default="float32", metadata={"choices": ["float32", "bfloat16"]})
     seed: int = 0
 
 
@@ -59,6 +61,15 @@ def make(work: Work) -> Callable[[Any, Any, Any], Any]:
         from trl.trainer.utils import selective_log_softmax
 
         return lambda hidden, matrix, ids: selective_log_softmax((hidden @ matrix.T)[None], ids[None])[0]
+    if work.way == "liger":
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+        # its gradient is made in the forward pass, for the mean of the losses: the only one it gives
+        return lambda hidden, matrix, ids: -LigerFusedLinearCrossEntropyFunction.apply(hidden, matrix, ids)[0]
+    if work.way == "cce":
+        from cut_cross_entropy import linear_cross_entropy
+
+        return lambda hidden, matrix, ids: -linear_cross_entropy(hidden, matrix, ids, reduction="none")
     if work.way.startswith("guerdon"):
         from guerdon.language.logprob import token_logprob
 
@@ -73,41 +84,61 @@ def main() -> None:
     import torch
 
     torch.manual_seed(work.seed)
-    hidden = torch.randn(work.tokens, work.width, requires_grad=work.gradient)
-    matrix = (torch.randn(work.vocabulary, work.width) / work.width**0.5).requires_grad_(work.gradient)
-    ids = torch.randint(work.vocabulary, (work.tokens,))
-    weight = torch.randn(work.tokens)
+    place = {"device": work.device, "dtype": getattr(torch, work.dtype)}
+    hidden = torch.randn(work.tokens, work.width).to(**place).requires_grad_(work.gradient)
+    matrix = (torch.randn(work.vocabulary, work.width) / work.width**0.5).to(**place).requires_grad_(work.gradient)
+    ids = torch.randint(work.vocabulary, (work.tokens,)).to(work.device)
+    # a fused loss has one weight for all tokens
+    weight = torch.ones((), device=work.device) if work.way == "liger" else torch.randn(work.tokens).to(work.device)
     way = make(work)
-    # a first small call, so that what a library sets up once is not taken for memory of the work
-    small = way(hidden[:8], matrix[:64], ids[:8] % 64)
-    if work.gradient:
-        (small * weight[:8]).mean().backward()
-    hidden.grad = matrix.grad = None
-    before = common.memory_mib()
-    seconds = []
-    for _ in range(work.repeat):
+
+    def run(size: int, words: int) -> Any:
         hidden.grad = matrix.grad = None
-        start = time.process_time()
-        logp = way(hidden, matrix, ids)
+        logp = way(hidden[:size], matrix[:words], ids[:size] % words)
         if work.gradient:
-            (logp * weight).mean().backward()
-        seconds.append(time.process_time() - start)
-    added = common.memory_mib("VmHWM") - before
+            (logp * weight[:size] if weight.ndim else logp).mean().backward()
+        return logp.detach()
+
+    # a first small call, so that what a library sets up once is not taken for memory of the work; kernels are made for
+    # the size they are called with, so on a GPU all is run once
+    run(*((work.tokens, work.vocabulary) if work.device == "cuda" else (8, 64)))
+    hidden.grad = matrix.grad = None
+    before = _memory(work.device)
+    clock = common.Laps()
+    for _ in range(work.repeat):
+        clock.start()
+        logp = run(work.tokens, work.vocabulary)
+        clock.lap()
+    added = _memory(work.device, peak=True) - before
+    laps = clock.figures(0)
     logits = work.tokens * work.vocabulary * 4 / MIB
     figures = {
-        "cpu_s": common.summary(seconds),
+        **laps,
         "memory_added_mib": added,
         "logits_mib": logits,
         "memory_in_logits": added / logits,
-        "matrix_gradient_mib": matrix.numel() * 4 / MIB if work.gradient else 0.0,
-        "sum_logp": logp.detach().double().sum().item(),
+        "matrix_gradient_mib": matrix.numel() * matrix.element_size() / MIB if work.gradient else 0.0,
+        "sum_logp": logp.double().sum().item(),
     }
     if work.gradient:
         figures["gradient_norm"] = {
             "hidden": hidden.grad.double().norm().item(),
             "matrix": matrix.grad.double().norm().item(),
         }
-    common.report(work, figures, target)
+    common.report(work, {**figures, **common.device_memory()}, target)
+
+
+def _memory(device: str, *, peak: bool = False) -> float:
+    """MiB in use now (which also forgets the GPU's peak so far), or the peak."""
+    if device == "cpu":
+        return common.memory_mib("VmHWM" if peak else "VmRSS")
+    import torch
+
+    if peak:
+        return torch.cuda.max_memory_allocated() / MIB
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / MIB
 
 
 if __name__ == "__main__":

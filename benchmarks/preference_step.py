@@ -63,9 +63,9 @@ def run_trl(work: Work, laps: common.Laps, marks: dict[str, Any], folder: Path) 
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": False,
+        "bf16": work.dtype == "bfloat16",
         "gradient_checkpointing": False,
-        "use_cpu": True,
+        "use_cpu": work.device == "cpu",
         "seed": work.seed,
     }
     model, extra = common.llama(work), {}
@@ -106,6 +106,8 @@ def run_trl(work: Work, laps: common.Laps, marks: dict[str, Any], folder: Path) 
 def run_guerdon(work: Work, laps: common.Laps, marks: dict[str, Any], folder: Path) -> list[float]:
     from functools import partial
 
+    from accelerate import Accelerator
+
     from guerdon.language.policy import LanguagePolicy
     from guerdon.objectives import dpo, simpo
     from guerdon.sampling import uniform
@@ -113,7 +115,9 @@ def run_guerdon(work: Work, laps: common.Laps, marks: dict[str, Any], folder: Pa
     from guerdon.training.records import Records
     from guerdon.training.reference_scores import ReferenceScores
 
-    policy = LanguagePolicy.load(common.llama(work), tokenizer=common.tokenizer(work.vocabulary))
+    policy = LanguagePolicy.load(common.llama(work), tokenizer=common.tokenizer(work.vocabulary), dtype=work.dtype)
+    accelerator = Accelerator(cpu=work.device == "cpu", mixed_precision="bf16" if work.dtype == "bfloat16" else "no")
+    policy.to(accelerator.device)
     marks["imported"] = {**common.since_start(), "rss_mib": common.memory_mib()}
     objective = partial(dpo, beta=work.beta) if work.loss == "dpo" else partial(simpo, beta=2.0, gamma_beta_ratio=0.5)
     rows, reference = work.data(), None
@@ -124,7 +128,14 @@ def run_guerdon(work: Work, laps: common.Laps, marks: dict[str, Any], folder: Pa
 
         reference = ReferenceScores(policy, rows, Paired().pack)
     loop = Preference(
-        policy, rows, objective, batch_size=work.pairs, reference=reference, optim=Optim(lr=work.lr), steps=work.total
+        policy,
+        rows,
+        objective,
+        batch_size=work.pairs,
+        reference=reference,
+        optim=Optim(lr=work.lr),
+        steps=work.total,
+        accelerator=accelerator,
     )
     loop.sampler = uniform(shuffle=False)
     loop.sampler.prepare(len(rows), 0)
@@ -151,7 +162,9 @@ def main() -> None:
         "model": common.fingerprint(common.llama(work)),
         "step": step,
         "pairs_per_cpu_s": work.pairs / step["cpu_s"]["median"],
+        "pairs_per_s": work.pairs / step["wall_s"]["median"],
         **marks,
+        **common.device_memory(),
         "rss_peak_mib": common.memory_mib("VmHWM"),
         "losses": [round(loss, 5) for loss in losses],
     }
