@@ -31,7 +31,7 @@ MODEL = (
     "--device cuda --dtype bfloat16 --vocabulary 151936 --layers 24 --width 896 --heads 14 --kv-heads 2 --mlp 4864 --tied "
     "--positions 1024"
 )
-GRPO = f"grpo_step.py {MODEL} --prompt-length 128 --new-tokens 256 --lr 1e-5 --steps 4 --warmup 2"
+GRPO = f"grpo_step.py {MODEL} --prompt-length 128 --new-tokens 256 --lr 1e-5 --steps 3 --warmup 1"
 PAIRS = f"preference_step.py {MODEL} --prompt-length 128 --new-tokens 256 --lr 1e-6 --steps 8 --warmup 3"
 LOGPROB = "logprob.py --device cuda --dtype bfloat16 --tokens 8192 --width 896 --vocabulary 151936 --repeat 10"
 WAYS = ("naive", "chunked", "trl", "guerdon", "guerdon-entropy", "liger", "cce")

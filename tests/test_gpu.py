@@ -112,8 +112,8 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(workplace: Path, recipe: str):
     told = [line for line in halves if line["step"] and "reward" in line]
     for line, other in zip((x for x in whole if x["step"] and "reward" in x), told, strict=True):
         # sums on a GPU may be taken in another order, so near rather than equal
-        assert line["reward"] == pytest.approx(other["reward"], abs=1e-5)
-        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        assert line["reward"] == pytest.approx(other["reward"], rel=1e-3)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
 
 
 def test_images_and_their_scores_are_those_of_the_cpu():

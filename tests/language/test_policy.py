@@ -67,7 +67,8 @@ def test_prompt_once_per_group_equals_whole_sequences(tokenizer, what, kind, dty
     shared, shared_gradient = value_and_gradient(policy, rollout)
     policy.backbone.shares_prompt = False
     whole, whole_gradient = value_and_gradient(policy, rollout)
-    tolerance = 1e-9 if dtype == "float64" else 1e-5
+    # logits of these weights are tens, where float32 has steps of 4e-6; how they add up differs between processors
+    tolerance = 1e-9 if dtype == "float64" else 5e-5
     for ours, theirs in zip(shared, whole, strict=True):
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)

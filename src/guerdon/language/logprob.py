@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from guerdon.errors import ShapeError, check_shapes
 
 LOGITS_IN_A_CHUNK = 16 * 2**20
-"""Most logits held at once: 64 MiB in float32."""
+"""Most logits held at once on a CPU: 64 MiB in float32."""
+LOGITS_ON_A_DEVICE = 256 * 2**20
+"""The same on an accelerator, where small chunks leave it waiting for the next kernel."""
 
 _LOW = (torch.float16, torch.bfloat16)
 _FEWEST_COLUMNS = 1024
@@ -45,7 +47,8 @@ def token_logprob(
         ids: [N] chosen tokens.
         bias: [V] added to the logits.
         temperature: divides the logits; positive.
-        chunk: rows whose logits are held at once; None = as many as make 16M logits.
+        chunk: rows whose logits are held at once; None = as many as make 16M logits, on an
+            accelerator 256M.
         entropy: also return the entropy of each row's distribution.
 
     Returns:
@@ -78,7 +81,8 @@ def token_logprob(
         raise ValueError(f"language.token_logprob: chunk must be at least 1 row; got {chunk}.")
     if size["V"] == 0:
         raise ShapeError("language.token_logprob: matrix must have at least one row (token); got none.")
-    budget = LOGITS_IN_A_CHUNK if chunk is None else chunk * size["V"]
+    most = LOGITS_IN_A_CHUNK if hidden.device.type == "cpu" else LOGITS_ON_A_DEVICE
+    budget = most if chunk is None else chunk * size["V"]
     hidden = _operand(hidden, matrix)
     keep = torch.is_grad_enabled()
     logp, entropies = _TokenLogprob.apply(hidden, matrix, bias, ids, float(temperature), budget, entropy, keep)
@@ -170,6 +174,14 @@ def _tile_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None, temperatur
     if temperature != 1:
         logits /= temperature
     return logits
+
+
+def _less_chosen(log_probabilities: Tensor, at: Tensor, inside: Tensor, dtype: torch.dtype) -> Tensor:
+    """Probabilities, less one at the chosen token; in half precision rounded on the way out, which saves a pass."""
+    chosen = log_probabilities.gather(1, at)
+    out = torch.empty_like(log_probabilities, dtype=dtype) if dtype in _LOW else log_probabilities
+    torch.exp(log_probabilities, out=out)
+    return out.scatter_(1, at, torch.where(inside[:, None], chosen.expm1(), chosen.exp()).to(out.dtype))
 
 
 class _TokenLogprob(torch.autograd.Function):
@@ -264,15 +276,16 @@ class _TokenLogprob(torch.autograd.Function):
                     inside = (at >= 0) & (at < columns.stop - left)
                     at = at.clamp(0, columns.stop - left - 1)[:, None]
                     factor = grad[rows_here]
-                    tile = ctx.probabilities
+                    tile, before = ctx.probabilities, None
                     if tile is None:
                         offset = None if bias is None else bias[columns]
                         tile = _tile_logits(hidden[rows_here], part, offset, temperature)
-                        tile.sub_(normaliser[rows_here, None]).exp_()
-                    before = tile.gather(1, at)
-                    if plain:
+                        tile.sub_(normaliser[rows_here, None])
+                        tile = _less_chosen(tile, at, inside, hidden.dtype) if plain else tile.exp_()
+                    elif plain:
+                        before = tile.gather(1, at)
                         tile.scatter_(1, at, before - inside[:, None].to(dtype))
-                    else:
+                    if not plain:
                         slope = grad_entropy[rows_here]
                         fresh = torch.special.entr(tile).mul_(slope[:, None])
                         fresh.addcmul_(tile, (factor + slope * entropies[rows_here])[:, None], value=-1)
@@ -289,9 +302,9 @@ class _TokenLogprob(torch.autograd.Function):
                         else:
                             _accumulate(part_grad, small.T, scaled[rows_here])
                     if wants_bias:
-                        here = tile.T @ -factor if plain else tile.sum(0)
+                        here = _multiply(tile.T, -factor[:, None]).squeeze(1) if plain else tile.sum(0)
                         part_bias = here if part_bias is None else part_bias + here
-                    if plain and ctx.probabilities is not None:
+                    if before is not None:
                         tile.scatter_(1, at, before)
                     del tile, small
                 if grad_matrix is not None and (part_grad is None or not direct):
