@@ -26,6 +26,7 @@ MEMBERS = {
     "reno": "reno",
     "simpo": "simpo",
     "sweet-spot": "sweet_spot",
+    "tgdpo": "tgdpo",
     "vade": "vade",
     "vgpo": "vgpo",
 }  # slug -> module of this package

@@ -13,6 +13,7 @@ from guerdon import cache
 from guerdon.language.policy import LanguagePolicy
 from guerdon.language.preferences import Singles
 from guerdon.language.tasks import topics
+from guerdon.objectives.dpo import dpo
 from guerdon.signal import Signal
 from guerdon.training.evaluation import evaluate
 from guerdon.training.forms import form_of
@@ -37,6 +38,24 @@ def base_policy(seed: int, *, steps: int = 300) -> LanguagePolicy:
     return policy
 
 
+def guide_policy(seed: int, *, base_steps: int, steps: int, lr: float, batch_size: int = 64) -> LanguagePolicy:
+    """The base after `steps` of DPO on the pairs of `seed`, which other losses may be guided by; cached like the base."""
+    policy = base_policy(seed, steps=base_steps)
+
+    def make() -> dict[str, torch.Tensor]:
+        policy.keep_reference()
+        loop = Preference(
+            policy, topics.pairs(seed), dpo, batch_size=batch_size, optim=Optim(lr=lr), steps=steps, seed=seed
+        )
+        for _ in range(steps):
+            loop.step()
+        return policy.model.state_dict()
+
+    key = {"seed": seed, "base_steps": base_steps, "steps": steps, "lr": lr, "batch_size": batch_size}
+    policy.model.load_state_dict(cache.weights("guides", "topics", key, make))
+    return policy
+
+
 def topics_run(
     seed: int,
     objective: Callable[..., Any],
@@ -47,6 +66,8 @@ def topics_run(
     length_bias: float = 0.0,
     prompts: int = 400,
     base_steps: int = 300,
+    guide_steps: int = 0,
+    guide_lr: float = 5e-4,
 ) -> dict[str, Any]:
     """Train the base with one loss, as a user of the library would.
 
@@ -59,6 +80,8 @@ def topics_run(
         length_bias: of the labels, for training and held-out pairs alike.
         prompts: held-out prompts that are sampled.
         base_steps: supervised steps of the base.
+        guide_steps: steps of DPO that made the guide of a loss that reads one; 0 = there is none.
+        guide_lr: learning rate of those.
 
     Returns:
         What `measure` returns. Figures: `quality_before`, `quality`, `quality_gain` (true, of samples), `win_rate` against
@@ -74,6 +97,9 @@ def topics_run(
     if needs_reference(objective):
         policy.keep_reference()
     unpaired = form_of(objective).kind == "unpaired"
+    guides = {}
+    if guide_steps:
+        guides["guide"] = guide_policy(seed, base_steps=base_steps, steps=guide_steps, lr=guide_lr)
     pairs = topics.pairs(seed, length_bias=length_bias)
     held_out = topics.held_out_pairs(HELD_OUT_PAIRS, length_bias=length_bias)
     loop = Preference(
@@ -81,6 +107,7 @@ def topics_run(
         Singles(pairs) if unpaired else pairs,
         objective,
         batch_size=2 * batch_size if unpaired else batch_size,
+        guides=guides,
         optim=Optim(lr=lr),
         steps=steps,
         seed=seed,
