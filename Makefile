@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 	$(BIN)/guerdon train sort
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

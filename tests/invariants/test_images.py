@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from guerdon.cli.main import main
+from tests.invariants.launch import launch
 from tests.invariants.sharded_images import make
-from tests.invariants.test_processes import launch
 
 REWARDS = """
 def bright(samples):
@@ -18,10 +18,32 @@ def bright(samples):
 """
 
 
+RUNS: dict[str, dict[str, object]] = {
+    "flow-grpo": {"passes": 2, "mini_batches": 2, "policy.random_share": 0.6, "optim.ema": 0.5},
+    # a reward for every step, adapters, and prompts one at a time
+    "vgpo": {
+        "rewards.likeness": "{instant: {reward: 'myrewards:bright'}}",
+        "policy.lora.rank": 2,
+        "policy.guidance": 2.0,
+        "micro_batch": 1,
+        "optim.ema": "null",
+    },
+    "rwr": {"optim.ema": "null"},
+}
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
+    """Rewards, and all that two processes make with them."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "myrewards.py").write_text(REWARDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        launch(
+            folder,
+            *(["guerdon", "train", recipe, *words(f"{recipe}-two", **RUNS[recipe])] for recipe in RUNS),
+            ["tests.invariants.sharded_images", str(folder)],
+        )
     return folder
 
 
@@ -47,30 +69,12 @@ def words(name: str, **changes: object) -> list[str]:
     return [word for key, value in wanted.items() for word in (f"--{key}", str(value))]
 
 
-@pytest.mark.parametrize(
-    ("recipe", "changes"),
-    [
-        ("flow-grpo", {"passes": 2, "mini_batches": 2, "policy.random_share": 0.6, "optim.ema": 0.5}),
-        # a reward for every step, adapters, and prompts one at a time
-        (
-            "vgpo",
-            {
-                "rewards.likeness": "{instant: {reward: 'myrewards:bright'}}",
-                "policy.lora.rank": 2,
-                "policy.guidance": 2.0,
-                "micro_batch": 1,
-                "optim.ema": "null",
-            },
-        ),
-        ("rwr", {"optim.ema": "null"}),
-    ],
-    ids=["flow-grpo", "vgpo", "rwr"],
-)
-def test_two_processes_make_the_trajectory_of_one(workplace, monkeypatch, recipe, changes):
+@pytest.mark.parametrize("recipe", RUNS)
+def test_two_processes_make_the_trajectory_of_one(workplace, monkeypatch, recipe):
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(workplace)
+    changes = RUNS[recipe]
     assert main(["train", recipe, *words(f"{recipe}-one", **changes)]) == 0
-    launch(workplace, "-m", "guerdon", "train", recipe, *words(f"{recipe}-two", **changes))
     one, two = workplace / "runs" / f"{recipe}-one", workplace / "runs" / f"{recipe}-two"
     parts = ["policy", "average"] if changes["optim.ema"] != "null" else ["policy"]
     file = "adapter_model.safetensors" if "policy.lora.rank" in changes else "unet/diffusion_pytorch_model.safetensors"
@@ -87,7 +91,6 @@ def test_two_processes_make_the_trajectory_of_one(workplace, monkeypatch, recipe
 
 
 def test_a_sharded_policy_makes_the_trajectory_of_a_whole_one_and_resumes(workplace):
-    launch(workplace, "-m", "tests.invariants.sharded_images", str(workplace))
     sharded = torch.load(workplace / "sharded.pt", weights_only=True)
     loop = make(None)
     start = {name: value.clone() for name, value in loop.policy.state_dict().items()}

@@ -23,7 +23,7 @@ from guerdon.signal import Signal
 from guerdon.training import Optim, Pathwise, Truncation
 from guerdon.weighting import linear
 from tests.diffusion.pipelines import stable_diffusion, stable_diffusion_3
-from tests.invariants.test_processes import launch
+from tests.invariants.launch import launch
 from tests.training.bandit import BanditPolicy
 
 REWARDS = """
@@ -293,7 +293,7 @@ def test_the_recipe():
 @pytest.mark.slow
 def test_two_processes_make_the_trajectory_of_one(place):
     assert main(["train", "alignprop", *words(micro_batch=1)]) == 0
-    launch(place, "-m", "guerdon", "train", "alignprop", *words(**{"run.name": "two"}))
+    launch(place, ["guerdon", "train", "alignprop", *words(**{"run.name": "two"})])
     ours, theirs = adapters(Path("runs/run")), adapters(Path("runs/two"))
     assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-5
     for line, other in zip(lines(Path("runs/run")), lines(Path("runs/two")), strict=True):
