@@ -69,8 +69,8 @@ def table(record: dict[str, Any]) -> str:
         f"Taken {record['date']} on one {some['device']}, one process a case. {packages}. Wall seconds, the median step; the "
         "most memory in use on the device. The model has the shape of Qwen2.5-0.5B with random weights, in bfloat16 with "
         "autocast; 8 prompts of 128 tokens, 8 samples each, exactly 256 new tokens, no gradient checkpointing. DPO: 32 "
-        "pairs, 128 + 256 tokens. Log-probabilities: 8192 tokens, width 896, 151,936 words, forward and backward. Half a minute of "
-        "every process is imports, and clocks wait for the device.",
+        "pairs, 128 + 256 tokens. Log-probabilities: 8192 tokens, width 896, 151,936 words, forward and backward. Half "
+        "a minute of every process is imports, and clocks wait for the device.",
     ]
     for name, case in sides.items():
         first = next(iter(case.values()))
