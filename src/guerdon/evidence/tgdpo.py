@@ -60,7 +60,8 @@ def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None
 
 def measure(unit: Unit) -> dict[str, Any]:
     """Train one arm from the supervised start, beside a guide that DPO made on the same pairs."""
-    arm, settings = ARMS[unit.arm], dict(unit.settings)
+    arm = ARMS[unit.arm]
+    settings: dict[str, Any] = dict(unit.settings)
     if not arm.alpha:
         settings.pop("guide_steps")
         return topics_run(unit.seed, partial(dpo, beta=BETA), **settings)
