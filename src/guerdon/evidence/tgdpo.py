@@ -117,7 +117,10 @@ def conclude(results: Results) -> Evidence:
             ),
             compare("higher true quality than DPO at the end", figures("tgdpo"), figures("dpo"), margin=0.02),
             compare(
-                "win rate against the start, against DPO's", figures("tgdpo", "win_rate"), figures("dpo", "win_rate")
+                "win rate against the start, against DPO's",
+                figures("tgdpo", "win_rate"),
+                figures("dpo", "win_rate"),
+                errors=2.0,
             ),
         ]
     return Evidence(
