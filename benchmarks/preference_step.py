@@ -28,6 +28,7 @@ class Work(common.ModelShape):
     prompt_length: int = 8
     new_tokens: int = 16
     precompute: bool = False
+    micro_batch: int = 0  # 0: guerdon's own choice
     beta: float = 0.1
     lr: float = 3e-4
     steps: int = 30
@@ -132,6 +133,7 @@ def run_guerdon(work: Work, laps: common.Laps, marks: dict[str, Any], folder: Pa
         rows,
         objective,
         batch_size=work.pairs,
+        micro_batch=work.micro_batch or None,
         reference=reference,
         optim=Optim(lr=work.lr),
         steps=work.total,

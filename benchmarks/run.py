@@ -4,8 +4,8 @@
     python benchmarks/run.py --only short-64 kl   some of it; the rest of the table stays
     python benchmarks/run.py --table              the table from benchmarks/results once more, nothing is run
 
-The peers need an environment of their own: see benchmarks/requirements.txt. Each run is a fresh process with one
-thread. The sides take turns, so that a change of the machine's mood falls on both.
+Cases with a peer run both sides in the peers' environment, which holds guerdon as well: see benchmarks/requirements.txt.
+What else is installed changes what transformers imports, hence the memory. Each run is a fresh process with one thread. The sides take turns, so that a change of the machine's mood falls on both.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ CASES = {
         "grpo_step.py", "", {"on": "--who guerdon --rewards 3", "off": "--who guerdon --rewards 3 --no-records"}
     ),
     "logprob": Case("logprob.py", "", {way: f"--way {way}" for way in WAYS}),
+    "dpo": Case("preference_step.py", "", PAIR),
+    "dpo-1024": Case("preference_step.py", "--vocabulary 1024", PAIR),
+    "dpo-long": Case("preference_step.py", LONG, PAIR),
+    "dpo-precomputed": Case("preference_step.py", "--precompute", PAIR),
+    "simpo": Case("preference_step.py", "--loss simpo", PAIR),
+    "simpo-1024": Case("preference_step.py", "--loss simpo --vocabulary 1024", PAIR),
+    "simpo-long": Case("preference_step.py", f"--loss simpo {LONG}", PAIR),
     "flow-step": Case("flow_step.py", "--steps 8 --warmup 2", FLOW),
     "imports": Case("imports.py", "", PAIR, rounds=1),
 }
@@ -75,11 +82,11 @@ def run_case(name: str, rounds: int, peers: Path) -> None:
     """Run a case's sides in turn and keep the figures."""
     case = CASES[name]
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in case.sides}
+    python = peers if PEERS & set(case.sides) else Path(sys.executable)
     for number in range(case.rounds or rounds):
         # a seed for every round: what is learnt depends on it, the work does not
         seed = "" if case.script == "imports.py" else f"--seed {number}"
         for side, own in case.sides.items():
-            python = peers if side in PEERS else Path(sys.executable)
             start = time.perf_counter()
             found[side].append(run_once(python, case.script, f"{case.settings} {own} {seed}"))
             print(f"{name:>12}  round {number + 1}  {side:<16} {time.perf_counter() - start:6.1f} s", flush=True)

@@ -16,9 +16,19 @@ TITLES = {
     "passes": "short, four passes over each batch",
     "rewards": "short, three rewards",
 }
+PREFERENCE_TITLES = {
+    "dpo": "DPO, short, vocabulary 64",
+    "dpo-1024": "DPO, short, vocabulary 1024",
+    "dpo-long": "DPO, long, vocabulary 64",
+    "dpo-precomputed": "DPO, short, reference scored beforehand",
+    "simpo": "SimPO, short, vocabulary 64",
+    "simpo-1024": "SimPO, short, vocabulary 1024",
+    "simpo-long": "SimPO, long, vocabulary 64",
+}
 # the largest share of the peer's CPU seconds that is allowed
 STEP_TARGETS = {"long-64": 0.4, "long-1024": 0.4}
 SHORT_TARGET, MEMORY_TARGET = 0.7, 0.8
+PREFERENCE_TARGET = 0.8
 FIRST_STEP_TARGET, RECORDS_TARGET = 2.5, 0.05
 COMMAND_TARGET, IMPORT_TARGET = 0.15, 0.05
 STAGE = "guerdon.objectives:policy_gradient"
@@ -61,6 +71,9 @@ def sections(results: dict[str, Any]) -> list[Section]:
         made.append(_records_section(sides["records"]))
     if "logprob" in sides:
         made.append(_logprob_section(sides["logprob"]))
+    pairs = {name: pair for name, pair in sides.items() if name in PREFERENCE_TITLES}
+    if pairs:
+        made.append(_preference_section(pairs))
     if "flow-step" in sides:
         made.append(_flow_section(sides["flow-step"]))
     if "imports" in sides:
@@ -208,6 +221,37 @@ def _logprob_section(sides: dict[str, Any]) -> Section:
         f"float32: all logits are {naive_run['logits_mib']:.0f} MiB, a chunk of guerdon's {CHUNK_MIB} MiB, the matrix "
         f"gradient {naive_run['matrix_gradient_mib']:.0f} MiB. Memory is what the resident peak grew by.",
         ("way", "memory added MiB", "in logits", "CPU s (least)", "x naive", "target"),
+        rows,
+    )
+
+
+def _preference_section(cases: dict[str, Any]) -> Section:
+    rows = []
+    for name, pair in cases.items():
+        _check_same_start(name, pair)
+        middle = {side: median(_of(runs, "step", "cpu_s", "median")) for side, runs in pair.items()}
+        least = {side: min(_of(runs, "step", "cpu_s", "least")) for side, runs in pair.items()}
+        peak = {side: median(_of(runs, "rss_peak_mib")) for side, runs in pair.items()}
+        own = {side: peak[side] - median(_of(runs, "imported", "rss_mib")) for side, runs in pair.items()}
+        seconds, memory = middle["guerdon"] / middle["trl"], peak["guerdon"] / peak["trl"]
+        rows.append(
+            (
+                PREFERENCE_TITLES[name],
+                *(f"{middle[side]:.3f} ({least[side]:.3f})" for side in ("guerdon", "trl")),
+                f"{seconds:.2f} ({least['guerdon'] / least['trl']:.2f})",
+                _verdict(seconds, PREFERENCE_TARGET),
+                *(f"{peak[side]:.0f} ({own[side]:.0f})" for side in ("guerdon", "trl")),
+                f"{memory:.2f}",
+                _verdict(memory, MEMORY_TARGET),
+            )
+        )
+    work = next(iter(cases.values()))["guerdon"][0]["settings"]
+    return Section(
+        "One preference step",
+        f"{work['pairs']} pairs a step; short: prompts of 8 tokens, both samples of 16; long: 128 and 32. CPU seconds a "
+        "step, the median of all runs' medians and in brackets the least step. Peak resident MiB, in brackets without "
+        "what the imports take. TRL's SimPO is its experimental CPO trainer's.",
+        ("work", "guerdon s", "TRL s", "ratio", "target", "guerdon MiB", "TRL MiB", "ratio ", "target "),
         rows,
     )
 
