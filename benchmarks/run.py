@@ -5,7 +5,8 @@
     python benchmarks/run.py --table              the table from benchmarks/results once more, nothing is run
 
 Cases with a peer run both sides in the peers' environment, which holds guerdon as well: see benchmarks/requirements.txt.
-What else is installed changes what transformers imports, hence the memory. Each run is a fresh process with one thread. The sides take turns, so that a change of the machine's mood falls on both.
+What else is installed changes what transformers imports, hence the memory. Each run is a fresh process with one thread.
+The sides take turns, so that a change of the machine's mood falls on both.
 """
 
 from __future__ import annotations
