@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from guerdon.cli.main import main
 from guerdon.language.tasks import topics
+from tests.invariants import zero
 from tests.invariants.launch import launch
 from tests.invariants.sharded import make
 from tests.models import REWARDS, problems, saved_model, settings
@@ -105,6 +106,26 @@ def test_a_sharded_policy_makes_the_trajectory_of_a_whole_one_and_resumes(workpl
         assert found.keys() == whole.keys()
         assert max((found[name] - whole[name]).abs().max().item() for name in whole) < 1e-6
     assert max((start[name] - whole[name]).abs().max().item() for name in whole) > 1e-3
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_deepspeed_engine_makes_the_same_trajectory_and_resumes(workplace, stage):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    launch(workplace, ["tests.invariants.zero", str(workplace / "model"), str(stage)])
+    found = torch.load(workplace / f"zero-{stage}.pt", weights_only=True)
+    loop = zero.make(workplace / "model", None)
+    norms, state = [], {}
+    for step in range(4):
+        if step == 2:
+            state = loop.state().tensors
+        norms.append(loop.step().metrics["grad_norm"])
+    whole = loop.policy.state_dict()
+    for name in ("straight", "resumed"):
+        assert max((found[name][key] - whole[key]).abs().max().item() for key in whole) < 1e-6
+    assert found["norms"] == pytest.approx(norms, abs=1e-5)
+    # the state has the form of an optimiser in one piece
+    assert found["state"].keys() == state.keys()
+    assert max((found["state"][key] - state[key]).abs().max().item() for key in state) < 1e-6
 
 
 @pytest.mark.parametrize("name", PREFERENCES)

@@ -26,12 +26,16 @@ CLAIM = (
 BETA, LR = 0.1, 5e-4
 
 
+LENGTH = 10
+
+
 class Arm(NamedTuple):
-    """A loss and for how long it is trained, by what part of the full length."""
+    """A loss, for how long it is trained by what part of the full length, and whether the length of answers is fixed."""
 
     alpha: float
     part: str
     plain_end: bool = True
+    fixed: bool = True
     role: Any = "method"
 
 
@@ -41,7 +45,9 @@ ARMS = {
     "early-half": Arm(0.5, "early", role="ablation"),
     "dpo": Arm(0.0, "whole", role="baseline"),
     "tgdpo": Arm(2.0, "whole"),
-    "end-weighted": Arm(2.0, "whole", plain_end=False, role="ablation"),
+    "dpo-free": Arm(0.0, "whole", fixed=False, role="ablation"),
+    "free": Arm(2.0, "whole", fixed=False, role="ablation"),
+    "free-end-weighted": Arm(2.0, "whole", plain_end=False, fixed=False, role="ablation"),
 }
 STEPS: dict[Budget, dict[str, int]] = {"smoke": {"early": 20, "whole": 20}, "full": {"early": 40, "whole": 150}}
 SMOKE = ("dpo-early", "early")
@@ -54,7 +60,10 @@ SIZES: dict[Budget, Settings] = {
 def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None) -> list[Unit]:
     """Every arm on every seed, at the guide's learning rate; nothing is tuned."""
     names = SMOKE if budget == "smoke" else tuple(ARMS)
-    settings = {name: {**SIZES[budget], "steps": STEPS[budget][ARMS[name].part], "lr": LR} for name in names}
+    settings: dict[str, Settings] = {}
+    for name in names:
+        settings[name] = {**SIZES[budget], "steps": STEPS[budget][ARMS[name].part], "lr": LR}
+        settings[name] |= {"length": LENGTH} if ARMS[name].fixed else {}
     return [Unit(name, seed, settings[name]) for name in names for seed in range(seeds)]
 
 
@@ -67,15 +76,16 @@ def measure(unit: Unit) -> dict[str, Any]:
         return topics_run(unit.seed, partial(dpo, beta=BETA), **settings)
     objective = partial(tgdpo, beta=BETA, alpha=arm.alpha, plain_end=arm.plain_end)
     found = topics_run(unit.seed, objective, guide_lr=LR, **settings)
-    found["figures"]["token_gap"] = token_gap(unit.seed, settings["base_steps"], settings["guide_steps"])
+    named = {name: settings.get(name) for name in ("base_steps", "guide_steps", "length")}
+    found["figures"]["token_gap"] = token_gap(unit.seed, **named)
     return found
 
 
 @torch.no_grad()
-def token_gap(seed: int, base_steps: int, guide_steps: int, prompts: int = 100) -> float:
+def token_gap(seed: int, base_steps: int, guide_steps: int, length: int | None, prompts: int = 100) -> float:
     """Mean reward of a good letter less that of another under the guide, in nats, over samples of the start."""
-    base = base_policy(seed, steps=base_steps)
-    guide = guide_policy(seed, base_steps=base_steps, steps=guide_steps, lr=LR)
+    base = base_policy(seed, steps=base_steps, length=length)
+    guide = guide_policy(seed, base_steps=base_steps, steps=guide_steps, lr=LR, length=length)
     rows = topics.held_out_rows(prompts)
     rollout = base.sample([row["prompt"] for row in rows], 4, list(range(prompts)))
     rewards = BETA * (guide.log_prob(rollout, entropy=False).logp - rollout.logp_old)
@@ -131,11 +141,11 @@ def conclude(results: Results) -> Evidence:
         arms=tuple(arms.values()),
         checks=tuple(checks),
         notes=(
-            "Topics task: 0.1 M weights, 3000 pairs labelled by sigmoid(6 x difference in quality), answers of 2 to 12 letters. "
-            f"The guide is the start after {SIZES[results.budget]['guide_steps']} steps of DPO at beta {BETA} and learning rate "
-            f"{LR}, which all arms have.",
-            "early: fewer steps, alpha 2; early-half: alpha 0.5; end-weighted: the last token is weighted like the others, by "
-            "which samples may forget to end (see length).",
+            f"Topics task: 0.1 M weights, 3000 pairs of answers of {LENGTH} letters labelled by sigmoid(6 x difference in "
+            f"quality). The guide is the start after {SIZES[results.budget]['guide_steps']} steps of DPO at beta {BETA} and "
+            f"learning rate {LR}, which all arms have.",
+            "early: fewer steps, alpha 2; early-half: alpha 0.5. free: answers of 2 to 12 letters that end by themselves; "
+            "free-end-weighted: with the last token weighted like the others. No condition is on these three.",
         ),
         shown=("quality", "win_rate", "length", "accuracy", "token_gap", "seconds"),
     )

@@ -25,9 +25,20 @@ MAX_NEW_TOKENS = 16
 HELD_OUT_PAIRS = 1000
 
 
-def base_policy(seed: int, *, steps: int = 300) -> LanguagePolicy:
-    """The policy after `steps` supervised steps of 64 demonstrations: trained once, then read from the cache."""
-    policy = LanguagePolicy.load(topics.model(seed), tokenizer=topics.tokenizer(), max_new_tokens=MAX_NEW_TOKENS)
+def base_policy(seed: int, *, steps: int = 300, length: int | None = None) -> LanguagePolicy:
+    """The policy after `steps` supervised steps of 64 demonstrations: trained once, then read from the cache.
+
+    Args:
+        seed: of its weights and of the demonstrations.
+        steps: supervised steps.
+        length: letters of every sample; None = it ends when it likes.
+    """
+    policy = LanguagePolicy.load(
+        topics.model(seed),
+        tokenizer=topics.tokenizer(),
+        max_new_tokens=length or MAX_NEW_TOKENS,
+        min_new_tokens=length or 0,
+    )
 
     def make() -> dict[str, torch.Tensor]:
         optim = Optim(lr=3e-3, warmup_steps=20, weight_decay=0.01)
@@ -38,20 +49,29 @@ def base_policy(seed: int, *, steps: int = 300) -> LanguagePolicy:
     return policy
 
 
-def guide_policy(seed: int, *, base_steps: int, steps: int, lr: float, batch_size: int = 64) -> LanguagePolicy:
+def guide_policy(
+    seed: int, *, base_steps: int, steps: int, lr: float, batch_size: int = 64, length: int | None = None
+) -> LanguagePolicy:
     """The base after `steps` of DPO on the pairs of `seed`, which other losses may be guided by; cached like the base."""
-    policy = base_policy(seed, steps=base_steps)
+    policy = base_policy(seed, steps=base_steps, length=length)
 
     def make() -> dict[str, torch.Tensor]:
         policy.keep_reference()
         loop = Preference(
-            policy, topics.pairs(seed), dpo, batch_size=batch_size, optim=Optim(lr=lr), steps=steps, seed=seed
+            policy,
+            topics.pairs(seed, length=length),
+            dpo,
+            batch_size=batch_size,
+            optim=Optim(lr=lr),
+            steps=steps,
+            seed=seed,
         )
         for _ in range(steps):
             loop.step()
         return policy.model.state_dict()
 
     key = {"seed": seed, "base_steps": base_steps, "steps": steps, "lr": lr, "batch_size": batch_size}
+    key |= {} if length is None else {"length": length}
     policy.model.load_state_dict(cache.weights("guides", "topics", key, make))
     return policy
 
@@ -68,6 +88,7 @@ def topics_run(
     base_steps: int = 300,
     guide_steps: int = 0,
     guide_lr: float = 5e-4,
+    length: int | None = None,
 ) -> dict[str, Any]:
     """Train the base with one loss, as a user of the library would.
 
@@ -82,6 +103,7 @@ def topics_run(
         base_steps: supervised steps of the base.
         guide_steps: steps of DPO that made the guide of a loss that reads one; 0 = there is none.
         guide_lr: learning rate of those.
+        length: letters of every answer, in pairs and samples; None = they vary.
 
     Returns:
         What `measure` returns. Figures: `quality_before`, `quality`, `quality_gain` (true, of samples), `win_rate` against
@@ -89,7 +111,7 @@ def topics_run(
         `likelihood_accuracy` (by mean log-probability), `length_correlation` (of the difference in length with that in
         mean log-probability), `seconds` (CPU of the loop). Curve: `accuracy` in training.
     """
-    policy = base_policy(seed, steps=base_steps)
+    policy = base_policy(seed, steps=base_steps, length=length)
     rows = topics.held_out_rows(prompts)
     signal = Signal(rewards={"quality": topics.quality})
     test = partial(evaluate, policy, rows, signal, greedy=False)
@@ -99,9 +121,9 @@ def topics_run(
     unpaired = form_of(objective).kind == "unpaired"
     guides = {}
     if guide_steps:
-        guides["guide"] = guide_policy(seed, base_steps=base_steps, steps=guide_steps, lr=guide_lr)
-    pairs = topics.pairs(seed, length_bias=length_bias)
-    held_out = topics.held_out_pairs(HELD_OUT_PAIRS, length_bias=length_bias)
+        guides["guide"] = guide_policy(seed, base_steps=base_steps, steps=guide_steps, lr=guide_lr, length=length)
+    pairs = topics.pairs(seed, length_bias=length_bias, length=length)
+    held_out = topics.held_out_pairs(HELD_OUT_PAIRS, length_bias=length_bias, length=length)
     loop = Preference(
         policy,
         Singles(pairs) if unpaired else pairs,

@@ -54,10 +54,15 @@ def weights(policy: nn.Module) -> dict[str, Tensor] | None:
     return {name: whole(value.detach()).cpu() for name, value in policy.state_dict().items()}
 
 
-def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, schedule: LambdaLR) -> LoopState:
-    """Copy the state of modules, an optimiser and its schedule to the CPU; where it is sharded, all processes take part."""
+def collect(modules: Mapping[str, nn.Module], found: Mapping[str, Any], schedule: LambdaLR) -> LoopState:
+    """Copy state to the CPU; where it is sharded, all processes take part.
+
+    Args:
+        modules: by name.
+        found: the optimiser's `state_dict()`.
+        schedule: of its learning rate.
+    """
     tensors = {f"{prefix}.{k}": v for prefix, module in modules.items() for k, v in module.state_dict().items()}
-    found = optimizer.state_dict()
     for index, entries in found["state"].items():
         tensors |= {f"optimizer.{index}.{name}": whole(torch.as_tensor(value)) for name, value in entries.items()}
     copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
@@ -66,9 +71,18 @@ def collect(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, 
 
 
 def restore(
-    state: LoopState, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, schedule: LambdaLR
+    state: LoopState,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
+    load: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Put back what `collect` gathered, shards included.
+
+    Args:
+        state: what it gathered.
+        modules, optimizer, schedule: those it goes into.
+        load: in place of the optimiser's own `load_state_dict`; gets whole tensors.
 
     Raises:
         CheckpointError: the state is of other stages or another optimiser than the ones given.
@@ -82,10 +96,10 @@ def restore(
     try:
         for name, value in grouped["optimizer"].items():
             index, _, key = name.partition(".")
-            entries[int(index)][key] = _like(value, parameters[int(index)])
+            entries[int(index)][key] = value if load else _like(value, parameters[int(index)])
         for prefix, module in modules.items():
             module.load_state_dict(grouped[prefix])
-        optimizer.load_state_dict({"state": dict(entries), "param_groups": state.facts["param_groups"]})
+        (load or optimizer.load_state_dict)({"state": dict(entries), "param_groups": state.facts["param_groups"]})
         # the functions themselves are not saved, they follow from the recipe
         schedule.load_state_dict({**state.facts["schedule"], "lr_lambdas": [None] * len(schedule.lr_lambdas)})
     except (RuntimeError, ValueError, KeyError, IndexError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from guerdon.errors import RecipeError
 from guerdon.objectives.loss import Loss
 from guerdon.rollout import Rollout, join
 from guerdon.sampling.uniform import uniform
+from guerdon.training import deepspeed
 from guerdon.training.average import WeightAverage
 from guerdon.training.checkpoint import LoopState, collect, restore
 from guerdon.training.optimisation import Optim
@@ -67,6 +69,9 @@ class Loop:
         self.sampler.prepare(data_length(rows), seed)
         self.settings = optim or Optim()
         optimizer, schedule = self.settings.build(policy.parameters(), updates)
+        self.engine = deepspeed.used(self.accelerator)
+        if self.engine:
+            deepspeed.settle(self.accelerator, self.settings.clip_norm)
         self.module, self.optimizer = self.accelerator.prepare(policy, optimizer)
         # not prepared by accelerate: that would step it once per process, and a schedule counts updates of the run
         self.schedule = schedule
@@ -91,9 +96,13 @@ class Loop:
         scale = self.processes / count.clamp(min=1.0)
         total, seen = torch.zeros_like(count), torch.zeros_like(count)
         for i, part in enumerate(parts):
-            with nullcontext() if i == len(parts) - 1 else self.accelerator.no_sync(self.module):
+            last = i == len(parts) - 1
+            with nullcontext() if last or self.engine else self.accelerator.no_sync(self.module):
                 loss = part()
-                self.accelerator.backward(loss.total * scale)
+                if self.engine:
+                    deepspeed.backward(self.module, loss.total * scale, last)
+                else:
+                    self.accelerator.backward(loss.total * scale)
             total += loss.total.detach().to(total.dtype)
             seen += loss.count.detach().to(count.dtype)
         total, seen = self.sum_over_processes(torch.stack([total, seen]))
@@ -113,18 +122,29 @@ class Loop:
 
     def apply_gradient(self, total: Tensor) -> Update:
         """Clip the gradient and move the weights along it, unless it or the loss `total` is not finite."""
-        clip = self.settings.clip_norm
-        found = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
-        norm = torch.as_tensor(found)  # DeepSpeed gives a number
         rate = self.optimizer.param_groups[0]["lr"]
-        made = bool(torch.isfinite(norm) and torch.isfinite(total))
+        norm, made = self._move(bool(torch.isfinite(total)))
         if made:
-            self.optimizer.step()
             self.schedule.step()
-        self.optimizer.zero_grad()
         if made and self.average is not None:
             self.average.update()
-        return Update(norm.item(), rate, made)
+        return Update(norm, rate, made)
+
+    def _move(self, finite: bool) -> tuple[float, bool]:
+        """The gradient's norm, and whether the weights were moved along it."""
+        if self.engine:
+            if finite:
+                return deepspeed.step(self.module)
+            self.module.zero_grad()
+            return float("nan"), False
+        clip = self.settings.clip_norm
+        found = self.accelerator.clip_grad_norm_(self.trained, float("inf") if clip is None else clip)
+        norm = torch.as_tensor(found)
+        made = finite and bool(torch.isfinite(norm))
+        if made:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.item(), made
 
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the policy has the averaged weights, if an average is kept."""
@@ -146,7 +166,8 @@ class Loop:
 
     def state(self) -> LoopState:
         """All that a resumed loop needs beside the policy's weights."""
-        state = collect(self.modules(), self.optimizer, self.schedule)
+        divided = deepspeed.optimizer_state(self.optimizer, self.trained) if self.engine else None
+        state = collect(self.modules(), divided or self.optimizer.state_dict(), self.schedule)
         return LoopState(state.tensors, {**state.facts, **self.facts()})
 
     def load_state(self, state: LoopState) -> None:
@@ -155,7 +176,8 @@ class Loop:
         Raises:
             CheckpointError: it is of other stages or another optimiser.
         """
-        restore(state, self.modules(), self.optimizer, self.schedule)
+        load = partial(deepspeed.load_optimizer_state, self.optimizer, self.trained) if self.engine else None
+        restore(state, self.modules(), self.optimizer, self.schedule, load)
         for name in self.facts():
             setattr(self, name, state.facts[name])
 

@@ -24,7 +24,7 @@ from guerdon.errors import CheckpointError, RecipeError
 from guerdon.recipes.schema import Recipe, dump, load_recipe
 from guerdon.signal import Signal
 from guerdon.stages import signature, wants
-from guerdon.training import checkpoint
+from guerdon.training import checkpoint, deepspeed
 from guerdon.training.evaluation import Evaluation, evaluate
 from guerdon.training.forms import check_form, form_of
 from guerdon.training.front import FrontTracker
@@ -139,7 +139,9 @@ def _check_free(run: Path) -> None:
 
 def _accelerator(recipe: Recipe) -> Accelerator:
     trackers: Any = recipe.run.trackers or None
-    return Accelerator(mixed_precision=recipe.run.mixed_precision, log_with=trackers, project_dir=recipe.run.directory)
+    made = Accelerator(mixed_precision=recipe.run.mixed_precision, log_with=trackers, project_dir=recipe.run.directory)
+    deepspeed.check(made)
+    return made
 
 
 class _Runner:

@@ -88,20 +88,21 @@ def held_out_rows(count: int) -> list[Row]:
     ]
 
 
-def pairs(seed: int, *, count: int = PAIRS, length_bias: float = 0.0) -> Stream:
+def pairs(seed: int, *, count: int = PAIRS, length_bias: float = 0.0, length: int | None = None) -> Stream:
     """Preferences: `prompt`, `chosen`, `rejected`, `topic`.
 
     Args:
         seed: of the topics, answers and labels.
         count: how many.
         length_bias: added to the log-odds of an answer for each letter that it is longer.
+        length: letters of every answer; None = 2 to 12.
     """
-    return Stream(lambda i: _pair(_generator("pairs", seed, i), length_bias), count)
+    return Stream(lambda i: _pair(_generator("pairs", seed, i), length_bias, length), count)
 
 
-def held_out_pairs(count: int, *, length_bias: float = 0.0) -> Stream:
+def held_out_pairs(count: int, *, length_bias: float = 0.0, length: int | None = None) -> Stream:
     """Fixed pairs that no training stream holds; arguments as for `pairs`."""
-    return Stream(lambda i: _pair(_generator("held-out pairs", i), length_bias), count)
+    return Stream(lambda i: _pair(_generator("held-out pairs", i), length_bias, length), count)
 
 
 def _generator(*key: object) -> random.Random:
@@ -122,18 +123,18 @@ def _demonstration(*key: object) -> Row:
     return {**_prompt(topic), "completion": _answer(draw, topic)}
 
 
-def _answer(draw: random.Random, topic: str) -> str:
+def _answer(draw: random.Random, topic: str, length: int | None = None) -> str:
     good = GOOD[topic]
     poor = [letter for letter in LETTERS if letter not in good]
-    length = draw.randint(SHORTEST, LONGEST)
+    length = draw.randint(SHORTEST, LONGEST) if length is None else length
     return "".join(draw.choice(good if draw.random() < GOOD_SHARE else poor) for _ in range(length))
 
 
-def _pair(draw: random.Random, length_bias: float) -> Row:
+def _pair(draw: random.Random, length_bias: float, length: int | None) -> Row:
     topic = draw.choice(list(GOOD))
-    first, second = _answer(draw, topic), _answer(draw, topic)
+    first, second = _answer(draw, topic, length), _answer(draw, topic, length)
     while second == first:  # of the shortest answers, now and then
-        second = _answer(draw, topic)
+        second = _answer(draw, topic, length)
     odds = SHARPNESS * (share_good(first, topic) - share_good(second, topic)) + length_bias * (len(first) - len(second))
     if draw.random() >= 1 / (1 + math.exp(-odds)):
         first, second = second, first
