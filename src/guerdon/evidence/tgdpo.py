@@ -76,7 +76,7 @@ def measure(unit: Unit) -> dict[str, Any]:
         return topics_run(unit.seed, partial(dpo, beta=BETA), **settings)
     objective = partial(tgdpo, beta=BETA, alpha=arm.alpha, plain_end=arm.plain_end)
     found = topics_run(unit.seed, objective, guide_lr=LR, **settings)
-    named = {name: settings.get(name) for name in ("base_steps", "guide_steps", "length")}
+    named: dict[str, Any] = {name: settings.get(name) for name in ("base_steps", "guide_steps", "length")}
     found["figures"]["token_gap"] = token_gap(unit.seed, **named)
     return found
 
