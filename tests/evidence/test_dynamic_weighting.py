@@ -78,8 +78,8 @@ def test_each_condition_can_fail(arm, figure, value, check):
 
 
 def test_the_three_rewards():
-    writers = claim._Writers([Unit("gradient", 0)])
-    answers = writers.answers[0, :, 0]
+    _, drawn = claim._writers([Unit("gradient", 0)])
+    answers = drawn[0, :, 0]
     tokens = torch.full((1, claim.PROMPTS, 3, claim.LENGTH), 9)
     tokens[0, :, :, :2] = claim.MARKER
     tokens[0, :, 0, 4:8] = answers
@@ -87,7 +87,7 @@ def test_the_three_rewards():
     tokens[0, :, 1, 1] = claim.END  # what comes after the end does not count
     tokens[0, :, 1, 4:8] = answers
     tokens[0, :, 2, 4:8] = torch.where(answers == 9, 8, 9)
-    found = writers.scores(tokens)[0]
+    found = claim._scores(tokens, drawn)[0]
     torch.testing.assert_close(found[:, 0], torch.tensor([1.0, 1 / 3, 1.0]).expand(claim.PROMPTS, 3))
     torch.testing.assert_close(found[:, 1], torch.tensor([0.0, 11 / 12, 0.0]).expand(claim.PROMPTS, 3))
     torch.testing.assert_close(found[:, 2], torch.tensor([0.0, 0.0, 1.0]).expand(claim.PROMPTS, 3))

@@ -24,6 +24,7 @@ from guerdon.evidence.base import (
     rate_plan,
     tuning_seeds,
 )
+from guerdon.evidence.writers import Writers
 from guerdon.metrics.hypervolume import hypervolume
 from guerdon.weighting.gradient_alignment import GradientAlignment
 from guerdon.weighting.hypervolume import Hypervolume
@@ -65,71 +66,26 @@ def tune(results: Results) -> dict[str, Settings]:
     return results.best("hypervolume")
 
 
-class _Writers:
-    """One small autoregressive policy per unit, all in one tensor: logits by position plus logits by the token before."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.draws = [torch.Generator().manual_seed(unit.seed) for unit in units]
-        self.answers = torch.stack(
-            [torch.randint(MARKER + 1, TOKENS, (PROMPTS, 1, 4), generator=draw) for draw in self.draws]
-        )
-        self.tables = torch.zeros(len(units), PROMPTS, LENGTH + TOKENS + 1, TOKENS)
-        self.first, self.second = torch.zeros_like(self.tables), torch.zeros_like(self.tables)
-
-    def write(self, group: int) -> Tensor:
-        """Samples [U, P, G, T]."""
-        noise = torch.stack([torch.rand(PROMPTS, group, LENGTH, TOKENS, generator=draw) for draw in self.draws])
-        noise = -(-noise.clamp(min=1e-12).log()).log()
-        after = self.tables[:, :, LENGTH:]
-        last, out = torch.full(noise.shape[:3], TOKENS), []
-        for t in range(LENGTH):
-            logits = self.tables[:, :, t].unsqueeze(2) + _rows(after, last)
-            last = (logits + noise[..., t, :]).argmax(-1)
-            out.append(last)
-        return torch.stack(out, -1)
-
-    def scores(self, tokens: Tensor) -> Tensor:
-        """[U, P, G, K]: answers in their places, shortness, and at least two markers at the start."""
-        text = (tokens == END).cumsum(-1) == 0
-        right = ((tokens[..., 4:8] == self.answers) & text[..., 4:8]).float().mean(-1)
-        marked = ((tokens[..., :4] == MARKER) & text[..., :4]).sum(-1) >= 2
-        return torch.stack([right, 1 - text.sum(-1) / LENGTH, marked.float()], -1)
-
-    def step(self, gradient: Tensor, rates: Tensor, adam: Tensor, step: int) -> None:
-        """Adam for some units, plain descent for the others."""
-        self.first.lerp_(gradient, 0.1)
-        self.second.lerp_(gradient.square(), 0.001)
-        scaled = self.first / (1 - 0.9**step) / ((self.second / (1 - 0.999**step)).sqrt() + 1e-8)
-        self.tables -= _wide(rates) * torch.where(_wide(adam), scaled, gradient)
+def _writers(units: Sequence[Unit]) -> tuple[Writers, Tensor]:
+    """A policy for each unit, and the answers [U, P, 1, 4] that its prompts have."""
+    writers = Writers([unit.seed for unit in units], prompts=PROMPTS, length=LENGTH, tokens=TOKENS, end=END)
+    answers = [torch.randint(MARKER + 1, TOKENS, (PROMPTS, 1, 4), generator=draw) for draw in writers.draws]
+    return writers, torch.stack(answers)
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
-def _rows(tables: Tensor, index: Tensor) -> Tensor:
-    """The row of each token: tables [U, P, V + 1, V] at index [U, P, N] give [U, P, N, V]."""
-    return tables.gather(2, index.unsqueeze(-1).expand(*index.shape, tables.shape[-1]))
-
-
-def _gradients(tables: Tensor, tokens: Tensor, advantages: Sequence[Tensor]) -> list[Tensor]:
-    """For each [U, P, G] of advantages the gradient of a policy gradient per token, without a clip."""
-    leaf = tables.detach().requires_grad_()
-    before = torch.cat([torch.full_like(tokens[..., :1], TOKENS), tokens[..., :-1]], -1)
-    after = _rows(leaf[:, :, LENGTH:], before.flatten(2)).view(*tokens.shape, TOKENS)
-    logp = (leaf[:, :, :LENGTH].unsqueeze(2) + after).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    ends = tokens == END
-    live = ends.cumsum(-1) - ends.long() == 0
-    each, tokens_of_unit = (logp * live).sum(-1), live.sum((1, 2, 3))
-    losses = [-((own * each).sum((1, 2)) / tokens_of_unit).sum() for own in advantages]
-    return [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
+def _scores(tokens: Tensor, answers: Tensor) -> Tensor:
+    """[U, P, G, K]: answers in their places, shortness, and at least two markers at the start."""
+    text = (tokens == END).cumsum(-1) == 0
+    right = ((tokens[..., 4:8] == answers) & text[..., 4:8]).float().mean(-1)
+    marked = ((tokens[..., :4] == MARKER) & text[..., :4]).sum(-1) >= 2
+    return torch.stack([right, 1 - text.sum(-1) / LENGTH, marked.float()], -1)
 
 
 def _advantages(rewards: Tensor, estimate: Any = grpo) -> Tensor:
     return estimate(rewards.flatten(0, 1)).view_as(rewards)
 
 
-def _identities(tables: Tensor, tokens: Tensor, scores: Tensor) -> list[dict[str, float]]:
+def _identities(writers: Writers, tokens: Tensor, scores: Tensor) -> list[dict[str, float]]:
     """Of the first batch: what is left of a doubled reward in GRPO, and how far the parts are from the whole gradient."""
     mixed = scores @ torch.tensor(BALANCED)
     exact = partial(grpo, eps=1e-9)
@@ -137,7 +93,7 @@ def _identities(tables: Tensor, tokens: Tensor, scores: Tensor) -> list[dict[str
     found: dict[str, Tensor] = {"doubled_left": left}
     for name, estimate in (("gap_centred", dr_grpo), ("gap_normalised", grpo)):
         streams = [_advantages(reward, estimate) for reward in (*scores.unbind(-1), mixed)]
-        *parts, whole = _gradients(tables, tokens, streams)
+        *parts, whole = writers.gradients(tokens, streams)
         rest = sum(weight * part for weight, part in zip(BALANCED, parts, strict=True)) - whole
         found[name] = rest.flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)
     return [{name: float(values[u]) for name, values in found.items()} for u in range(len(tokens))]
@@ -145,7 +101,7 @@ def _identities(tables: Tensor, tokens: Tensor, scores: Tensor) -> list[dict[str
 
 def measure_all(units: Sequence[Unit]) -> list[dict[str, Any]]:
     """All units at once."""
-    writers, size = _Writers(units), len(units)
+    (writers, answers), size = _writers(units), len(units)
     rates = torch.tensor([float(unit.settings["lr"]) for unit in units])
     adam = torch.tensor([unit.arm in ADAM for unit in units])
     weights = torch.tensor([WEIGHTS[unit.arm] for unit in units])
@@ -162,22 +118,22 @@ def measure_all(units: Sequence[Unit]) -> list[dict[str, Any]]:
     identities: list[dict[str, float]] = []
     for step in range(1, int(units[0].settings["steps"]) + 1):
         tokens = writers.write(GROUP)
-        scores = writers.scores(tokens)
-        identities = identities or _identities(writers.tables, tokens, scores)
+        scores = _scores(tokens, answers)
+        identities = identities or _identities(writers, tokens, scores)
         if led:
             rows = list(led)
             alone = [_advantages(scores[rows][..., k]) for k in range(len(OBJECTIVES))]
-            own = torch.stack(_gradients(writers.tables[rows], tokens[rows], alone), 1).flatten(2)
+            own = torch.stack(writers.gradients(tokens[rows], alone, rows), 1).flatten(2)
             for u, gram in zip(rows, own @ own.mT, strict=True):
                 led[u].adapt(gram, float(rates[u]), OBJECTIVES)
                 weights[u] = led[u].weights
         advantages = _advantages((scores * weights.view(-1, 1, 1, len(OBJECTIVES))).sum(-1))
         factors = torch.tensor([scaled[u].scale if u in scaled else 1.0 for u in range(size)])
-        (gradient,) = _gradients(writers.tables, tokens, [advantages * factors.view(-1, 1, 1)])
+        (gradient,) = writers.gradients(tokens, [advantages * factors.view(-1, 1, 1)])
         if step == 1 or step % EVERY == 0:
-            _test(writers, fronts, scaled, curves, weights, step - 1)
-        writers.step(gradient, rates, adam, step)
-    _test(writers, fronts, scaled, curves, weights, int(units[0].settings["steps"]))
+            _test(writers, answers, fronts, scaled, curves, weights, step - 1)
+        writers.step(gradient, rates, adam)
+    _test(writers, answers, fronts, scaled, curves, weights, int(units[0].settings["steps"]))
     return [
         {
             "figures": {
@@ -193,7 +149,8 @@ def measure_all(units: Sequence[Unit]) -> list[dict[str, Any]]:
 
 
 def _test(
-    writers: _Writers,
+    writers: Writers,
+    answers: Tensor,
     fronts: list[list[list[float]]],
     scaled: Mapping[int, Hypervolume],
     curves: list[dict[str, Points]],
@@ -201,7 +158,7 @@ def _test(
     step: int,
 ) -> None:
     """Add the mean scores of fresh samples to each unit's front; every tenth time its volume to the curves."""
-    means = writers.scores(writers.write(TESTED)).mean((1, 2))
+    means = _scores(writers.write(TESTED), answers).mean((1, 2))
     for u, point in enumerate(means):
         fronts[u].append(point.tolist())
         if u in scaled:
