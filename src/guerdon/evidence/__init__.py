@@ -13,6 +13,7 @@ from guerdon.errors import UnknownNameError, nearest
 MEMBERS = {
     "alignprop": "alignprop",
     "arena-rl": "arena_rl",
+    "constrained-rlhf": "constrained_rlhf",
     "copg": "copg",
     "copo": "copo",
     "cross-domain": "cross_domain",
@@ -21,7 +22,9 @@ MEMBERS = {
     "grpo-family": "grpo_family",
     "noisy-verifier": "noisy_verifier",
     "prdp": "prdp",
+    "par": "par",
     "pref-grpo": "pref_grpo",
+    "quark-medical": "quark_medical",
     "real": "real",
     "reno": "reno",
     "simpo": "simpo",
