@@ -32,6 +32,7 @@ from typing import Any, Literal
 from guerdon.errors import GuerdonError, nearest
 
 Budget = Literal["smoke", "full"]
+Role = Literal["method", "baseline", "ablation"]
 Setting = float | int | str | bool
 Settings = dict[str, Setting]
 Points = list[tuple[float, float]]
@@ -162,7 +163,7 @@ class Results(Sequence[Result]):
         """
         return [_figure(result, figure) for result in self.of(arm)]
 
-    def arm(self, name: str, role: Literal["method", "baseline", "ablation"], settings: Settings | None = None) -> Arm:
+    def arm(self, name: str, role: Role, settings: Settings | None = None) -> Arm:
         """The measuring runs of one arm, gathered.
 
         Args:
@@ -238,7 +239,7 @@ class Arm:
     """
 
     name: str
-    role: Literal["method", "baseline", "ablation"]
+    role: Role
     figures: dict[str, list[float]]
     curves: dict[str, list[Points]] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)

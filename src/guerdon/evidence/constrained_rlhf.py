@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guerdon.evidence.base import Budget, Evidence, Points, Results, Settings, Unit, at_least, at_most, compare
+from guerdon.evidence.base import Budget, Evidence, Points, Results, Role, Settings, Unit, at_least, at_most, compare
 from guerdon.evidence.writers import Writers
 from guerdon.weighting.lagrangian import Mode, Multipliers, mix_advantages
 from guerdon.weighting.proxy_points import ProxyPointSearch
@@ -83,7 +83,7 @@ class _Arm:
             paid = -(own - points).square().sum(-1) if self.arm.startswith("squares") else own.sum(-1)
             rewards = paid.flatten() + PRICE * task
             return ((rewards - rewards.mean()) / (rewards.std() + 1e-8)).view_as(divergence)
-        mode = self.multipliers.mode
+        mode: Mode = MODES.get(self.arm, "xi")
         if mode == "all":
             task = flat.sum(-1) + PRICE * task
         mixed = mix_advantages(flat, task, self.multipliers.weights.float(), mode=mode)
@@ -158,7 +158,7 @@ def conclude(results: Results) -> Evidence:
                 margin=0.1,
             ),
         ]
-    roles = {"none": "baseline", "squares": "baseline", "squares-coins": "baseline"}
+    roles: dict[str, Role] = {"none": "baseline", "squares": "baseline", "squares-coins": "baseline"}
     return Evidence(
         SLUG,
         TITLE,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guerdon.advantages.group import grpo, normalise_then_sum
-from guerdon.evidence.base import Budget, Evidence, Points, Results, Settings, Unit, at_least, at_most, compare
+from guerdon.evidence.base import Budget, Evidence, Points, Results, Role, Settings, Unit, at_least, at_most, compare
 from guerdon.evidence.writers import Writers
 from guerdon.shaping.reference_frozen import ReferenceFrozen
 from guerdon.weighting.tri_factor import TriFactor
@@ -169,7 +169,7 @@ def conclude(results: Results) -> Evidence:
                 kind="mechanism",
             ),
         ]
-    roles = dict.fromkeys(PLAIN, "baseline") | {"three-factors": "method"}
+    roles: dict[str, Role] = {**dict.fromkeys(PLAIN, "baseline"), "three-factors": "method"}
     return Evidence(
         SLUG,
         TITLE,
@@ -179,8 +179,8 @@ def conclude(results: Results) -> Evidence:
         checks=tuple(checks),
         notes=(
             f"{PROMPTS} prompts, texts of {LENGTH} of {TOKENS} tokens. Scores: the share of hidden targets (x 1); of three "
-            "helpful tokens, plus half of the unsafe one (x 20); the same again with noise of 0.1; safety, 1 - 3 times the share of "
-            "the unsafe token (x 0.1); one token in the first place (x 1).",
+            "helpful tokens, plus half of the unsafe one (x 20); the same again with noise of 0.1; safety, 1 - 3 times the "
+            "share of the unsafe token (x 0.1); one token in the first place (x 1).",
             f"The policy is autoregressive, GRPO with {GROUP} samples a prompt, Adam at {LR}, {STEPS} steps; nothing is tuned. "
             "Targets 4, 2, 2, 1 and 2 reference deviations; safety has severity 2 and a floor of 0.05.",
             "unsafe-start: the reference writes the unsafe token half of the time, and it counts as fully helpful. copies: "
