@@ -180,8 +180,8 @@ NOTES = (
     "language: the sort task after 70 supervised steps, 60 online steps of 256 texts at learning rate 3e-4, judged by "
     "exact answers to 400 held-out prompts.",
     "Learning rates are those of the domain's job for every method; none was tuned. COPO's rho is 0.5 bits on images, where "
-    "the answers to a prompt differ by 0.9 bits in the median. Figures of different methods do not rank them: the check is that each one learns. In the noisy run one right picture in five is rejected and one wrong "
-    "picture in ten accepted.",
+    "the answers to a prompt differ by 0.9 bits in the median. Figures of different methods do not rank them: the check is "
+    "that each one learns. In the noisy run one right picture in five is rejected and one wrong picture in ten accepted.",
     "Without rewards per step VGPO pays the one reward of a text at its end. The judge of the win rate compares exact "
     "answers, so most of its matches are ties.",
 )
