@@ -17,6 +17,8 @@ MEMBERS = {
     "copg": "copg",
     "copo": "copo",
     "cross-domain": "cross_domain",
+    "diffusion-base": "diffusion_base",
+    "diffusion-rl-base": "diffusion_rl_base",
     "dpo-family": "dpo_family",
     "dynamic-weighting": "dynamic_weighting",
     "grpo-family": "grpo_family",
@@ -33,7 +35,7 @@ MEMBERS = {
     "vade": "vade",
     "vgpo": "vgpo",
 }  # slug -> module of this package
-OWN = ("cross-domain",)  # claims of the library itself, which no method of the catalogue makes
+OWN = ("cross-domain", "diffusion-base")  # claims of the library itself, which no method of the catalogue makes
 
 
 def find(slug: str) -> ModuleType:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from guerdon.evidence.base import Budget, Evidence, Points, Results, Unit, compare
+from guerdon.evidence.base import Budget, Evidence, Results, Unit, compare
+from guerdon.evidence.recipe_run import overrides, recipe_run
 
 SLUG = "cross-domain"
 TITLE = "One road, two domains"
@@ -129,28 +126,20 @@ def words(name: str, *, common: bool = True) -> list[str]:
         name: of `METHODS`.
         common: with those of its domain's job.
     """
+    return overrides(_settings(name) if common else METHODS[name].settings)
+
+
+def _settings(name: str) -> dict[str, str]:
     method = METHODS[name]
-    settings = {**(JOBS[method.domain].settings if common else {}), **method.settings}
-    return [word for key, value in settings.items() for word in (f"--{key}", value)]
+    return {**JOBS[method.domain].settings, **method.settings}
 
 
 def measure(unit: Unit) -> dict[str, Any]:
     """A run from the recipe, as `guerdon train` makes it, and what its records say."""
-    from guerdon.recipes import load_recipe
-    from guerdon.training.run import train
-
     job = JOBS[METHODS[unit.arm].domain]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        once = {"every": 0, "greedy": "false", "samples": 4 if job.recipe == "flow-grpo" else 1}
-        short = [word for key, value in once.items() for word in (f"--evaluation.{key}", str(value))]
-        written = ["--run.checkpoint_every", "0", "--run.samples_every", "0", "--run.directory", folder]
-        numbers = ["--seed", str(unit.seed), "--steps", str(unit.settings["steps"])]
-        run = train(load_recipe(job.recipe, [*words(unit.arm), *short, *written, *numbers]))
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    before, after = lines[0][job.judged], lines[-1][job.judged]
-    rewards: Points = [(float(line["step"]), line["reward"]) for line in lines[1:]]
-    figures = {"before": before, "after": after, "gain": after - before}
-    return {"figures": figures, "curves": {"judged": [(0.0, before), (rewards[-1][0], after)], "reward": rewards}}
+    samples = 4 if job.recipe == "flow-grpo" else 1
+    steps = int(unit.settings["steps"])
+    return recipe_run(job.recipe, _settings(unit.arm), [job.judged], seed=unit.seed, steps=steps, samples=samples)
 
 
 def conclude(results: Results) -> Evidence:
