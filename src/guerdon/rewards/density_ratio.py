@@ -183,8 +183,8 @@ class DensityRatio:
             "cache": cache,
             "trust_remote_code": trust_remote_code,
         }
-        self.strong = _scorer(strong, settings, f"{where}.strong")
-        self.weak = _without_adapters(self.strong) if weak is None else _scorer(weak, settings, f"{where}.weak")
+        self.strong: Scorer = _scorer(strong, settings, f"{where}.strong")
+        self.weak: Scorer = _without_adapters(self.strong) if weak is None else _scorer(weak, settings, f"{where}.weak")
         self.normalise: Normalise = normalise
         self.seed = seed
 
@@ -240,7 +240,7 @@ def _same(strong: Any, weak: Any) -> bool:
     return strong is weak or (isinstance(strong, Mapping) and strong == weak)
 
 
-def _scorer(spec: Any, settings: Mapping[str, Any], where: str) -> Scorer:
+def _scorer(spec: Any, settings: Mapping[str, Any], where: str) -> Any:
     """A model as something that scores; a policy is a module and so callable, but scores through `Likelihood`."""
     from guerdon.language.policy import LanguagePolicy
 
@@ -257,7 +257,7 @@ def _scorer(spec: Any, settings: Mapping[str, Any], where: str) -> Scorer:
     return Likelihood(**{**settings, **own})
 
 
-def _without_adapters(strong: Scorer) -> Scorer:
+def _without_adapters(strong: Any) -> Likelihood:
     if not isinstance(strong, Likelihood) or not strong.policy.has_adapters:
         raise RecipeError(
             "rewards.density_ratio.weak: must be given; only a strong model with adapters has a weak one in itself, the "

@@ -111,7 +111,7 @@ class Likelihood:
         self.adapters, self.floor, self.batch_size = True, floor, batch_size
         self.form = {"end": end_token, "max_prompt": max_prompt, "max_completion": max_completion}
         self.cache = cache
-        self.name = ["" if cache is None else fingerprint(model), dtype, self.form, floor]
+        self.name = ["" if cache is None else fingerprint(str(model)), dtype, self.form, floor]
         self.store = self._store()
 
     def _store(self) -> ScoreStore | None:
@@ -173,11 +173,11 @@ class Likelihood:
         return found
 
 
-def fingerprint(model: str | Path) -> str:
+def fingerprint(model: str) -> str:
     """What tells one model from another: a folder's path and its files with their sizes and times, or a name on the hub."""
     folder = Path(model)
     if not folder.is_dir():
-        return str(model)
+        return model
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return f"{folder.resolve()} {blake2b(repr(facts).encode(), digest_size=16).hexdigest()}"

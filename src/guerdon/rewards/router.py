@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from guerdon.rewards.judges.endpoint import Endpoint, PassingError, RefusedError
 _SERVED = {"api_key_env": None, "timeout": 60.0, "concurrency": 16, "tries": 10, "max_tokens": 32}
 _LOCAL = {"batch_size": 16, "dtype": "float32", "device": None, "max_new_tokens": 32}
 _KEPT = 10_000  # prompts whose domain is remembered
-
-Reply = Callable[[Sequence[str]], Sequence[str]]
 
 
 class Router:
@@ -44,7 +42,7 @@ class Router:
         if isinstance(model, str) and ":" in model and not Path(model).exists():
             model = build("rewards", model, "router")
         if callable(model):
-            self.reply: Reply = model
+            self.reply: Any = model  # from questions to replies
         elif isinstance(model, Mapping) and "base_url" in model:
             self.reply = _Served(**_options(model, {"base_url": "", "model": "", **_SERVED}))
         else:
