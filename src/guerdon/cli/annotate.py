@@ -150,19 +150,21 @@ def _annotate(args: argparse.Namespace, spec: Any) -> None:
             f"guerdon: {', '.join(groups.varying)}: rows of one prompt differ, so the reward and the pairs do not get it.",
             file=sys.stderr,
         )
-    from transformers.utils import logging
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one display, our own
 
     from guerdon.training.annotation import annotate
     from guerdon.training.progress import Display
 
-    logging.disable_progress_bar()
     reward = build("rewards", spec, "--reward")
-    settings = {"data": _content(args.data), "label": groups.label, "reward": _said(spec)}
+    name, options = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    said = {f"reward.{option}": value for option, value in _said(options).items()}
+    settings = {"data": _content(args.data), "label": groups.label, "reward": name, **said}
     with Display("annotate", len(groups)) as display:
         found = annotate(
             groups,
             reward,
             out,
+            name=name,
             settings=settings,
             rejected=args.rejected,
             exclude_longest=args.exclude_longest,

@@ -34,6 +34,8 @@ WHY = {
 }
 _FORMAT = 1
 
+BadScore = Literal["stop", "drop"]
+
 
 class Agreement:
     """Counts how often scores order the completions of a prompt as their labels do, over all pairs with different labels.
@@ -104,12 +106,13 @@ def annotate(
     reward: Callable[..., Any],
     out: str | Path,
     *,
+    name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     rejected: Rejected = "random",
     exclude_longest: bool = False,
     seed: int = 0,
     batch: int = 32,
-    on_bad_score: Literal["stop", "drop"] = "stop",
+    on_bad_score: BadScore = "stop",
     show: Callable[[Annotation], None] | None = None,
 ) -> Annotation:
     """Score every completion, and write a pair for each prompt that makes one.
@@ -121,6 +124,7 @@ def annotate(
         out: JSON lines with `prompt`, `chosen`, `rejected`, `scores` (of all completions, in their order; null = not scored),
             `score_chosen`, `score_rejected`, `domain` where the reward tells it, and the other columns of the data. While it
             is being written it is called `out` with .part after it; beside it, with .json after it, stands the record.
+        name: what errors call the reward; by default its own.
         settings: what the pairs depend on beside the arguments below; a record of other settings is not gone on with.
         rejected: see `pick_pair`.
         exclude_longest: likewise.
@@ -139,17 +143,16 @@ def annotate(
         DataError: what was written before has been changed.
     """
     own = {"rejected": rejected, "exclude_longest": exclude_longest, "seed": seed, "on_bad_score": on_bad_score}
-    named = check(reward, {*FIELDS, *groups.columns}, f"annotate: the reward {label(reward)}")
-    require_columns(groups.rows, [name for name in named.required if name in groups.columns])
+    name = name or label(reward)
+    named = check(reward, {*FIELDS, *groups.columns}, f"annotate: the reward {name}")
+    require_columns(groups.rows, [field for field in named.required if field in groups.columns])
     output = _Output(Path(out), {**own, **(settings or {})}, len(groups))
     with output.writing() as file:
         for start in range(output.done, len(groups), batch):
-            part = groups[start : start + batch]
-            scored = _score(
-                reward, part, [groups.row(i) for i in range(start, start + len(part))], on_bad_score, output
-            )
+            places = range(start, min(start + batch, len(groups)))
             lines = []
-            for place, (group, (scores, domain)) in enumerate(zip(part, scored, strict=True), start):
+            scored = _score(name, reward, groups, places, on_bad_score, output)
+            for place, (group, (scores, domain)) in zip(places, scored, strict=True):
                 picked = pick_pair(
                     scores,
                     group.completions,
@@ -160,36 +163,44 @@ def annotate(
                 output.count(group, scores, domain, picked)
                 if picked.chosen is not None and picked.rejected is not None:
                     lines.append(_line(group, scores, domain, picked.chosen, picked.rejected))
-            output.add(file, lines, len(part))
+            output.add(file, lines, len(places))
             if show is not None:
                 show(output.annotation())
     return output.annotation()
 
 
+class _Scored(NamedTuple):
+    """What a reward said of a group."""
+
+    scores: list[float | None]
+    domain: str
+
+
 def _score(
-    reward: Callable[..., Any],
-    part: Sequence[Group],
-    rows: Sequence[int],
-    on_bad_score: Literal["stop", "drop"],
-    output: _Output,
-) -> list[tuple[list[float | None], str]]:
-    """Scores of each group's completions, and its domain; groups of the same size are scored in one call."""
-    found: list[tuple[list[float | None], str]] = [([], "")] * len(part)
+    name: str, reward: Callable[..., Any], groups: Groups, places: range, on_bad_score: BadScore, output: _Output
+) -> list[tuple[Group, _Scored]]:
+    """The groups at some places with their scores; those of the same size are scored in one call."""
+    part = [groups[place] for place in places]
+    found: dict[int, _Scored] = {}
     for size in sorted({len(group.completions) for group in part}):
-        places = [i for i, group in enumerate(part) if len(group.completions) == size]
-        chosen = [part[i] for i in places]
-        columns = {name: [group.columns[name] for group in chosen] for name in chosen[0].columns}
-        prompts, samples = [group.prompt for group in chosen], [group.completions for group in chosen]
-        indices = [rows[i] for i in places]
-        scored = score_one(label(reward), reward, prompts, samples, columns, on_bad_score=on_bad_score, indices=indices)
+        chosen = [i for i, group in enumerate(part) if len(group.completions) == size]
+        scored = score_one(
+            name,
+            reward,
+            [part[i].prompt for i in chosen],
+            [part[i].completions for i in chosen],
+            {column: [part[i].columns[column] for i in chosen] for column in groups.columns},
+            on_bad_score=on_bad_score,
+            indices=[groups.row(places[i]) for i in chosen],
+        )
         output.tell({"dropped": len(scored.dropped)})
-        for name, value in scored.extras.items():
+        for counted, value in scored.extras.items():
             if isinstance(value, torch.Tensor) and value.shape == (len(chosen),) and not value.is_floating_point():
-                output.tell({name: int(value.sum())})
+                output.tell({counted: int(value.sum())})
         domains = scored.extras.get("domain", [""] * len(chosen))
-        for i, row, domain in zip(places, scored.scores[..., 0].tolist(), domains, strict=True):
-            found[i] = ([None if math.isnan(value) else float(f"{value:.7g}") for value in row], str(domain))
-    return found
+        for i, row, domain in zip(chosen, scored.scores[..., 0].tolist(), domains, strict=True):
+            found[i] = _Scored([None if math.isnan(value) else float(f"{value:.7g}") for value in row], str(domain))
+    return [(group, found[i]) for i, group in enumerate(part)]
 
 
 def _line(group: Group, scores: Sequence[float | None], domain: str, chosen: int, rejected: int) -> bytes:
@@ -238,18 +249,15 @@ class _Output:
             raise RecipeError(
                 f"annotate: {self.record} is no record of an annotation: {error}. Choose another --out."
             ) from error
-        changed = [
-            name
-            for name in _flat(before) | _flat(self.settings)
-            if _flat(before).get(name) != _flat(self.settings).get(name)
-        ]
+        old, new = _flat(before), _flat(self.settings)
+        changed = [name for name in old | new if name not in old or name not in new or old[name] != new[name]]
         if changed or not known:
             name = (changed or ["format"])[0]
-            old, new = (_flat(s).get(name, "nothing") for s in (before, self.settings))
+            was, now = (f"{found[name]!r:.80}" if name in found else "not given" for found in (old, new))
+            more = f" ({len(changed) - 1} more differ)" if len(changed) > 1 else ""
             raise RecipeError(
-                f"annotate: {self.out} was begun with other settings: {name} was {old!r:.80} and is {new!r:.80} now"
-                f"{f' ({len(changed) - 1} more differ)' if len(changed) > 1 else ''}. Give the settings of then to go on, or "
-                "choose another --out."
+                f"annotate: {self.out} was begun with other settings: {name} was {was} and is {now} now{more}. Give the "
+                "settings of then to go on, or choose another --out."
             )
         file = self.part if self.part.exists() else self.out
         if not file.exists() or file.stat().st_size < size:
@@ -311,7 +319,7 @@ class _Output:
 
 def _flat(settings: Any, path: str = "") -> dict[str, Any]:
     """Settings by dotted path."""
-    if not isinstance(settings, Mapping) or not settings:
+    if not isinstance(settings, Mapping):
         return {path: settings}
     found: dict[str, Any] = {}
     for name, value in settings.items():
