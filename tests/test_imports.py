@@ -47,6 +47,7 @@ EXCEPTIONS = {
     ("rewards/density_ratio.py", "language"),
     ("rewards/density_ratio.py", "components"),
     ("rewards/likelihood.py", "language"),
+    ("rewards/served.py", "language"),
     ("rewards/router.py", "language"),
     ("rewards/router.py", "components"),
     # a bundled base is what the supervised loop makes of its recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from guerdon.rewards import density_ratio
 from guerdon.rewards.density_ratio import log_density_ratio
 from guerdon.rewards.likelihood import Likelihood, SequenceLogp, summed_logp
 from tests.language.conftest import make_model
+from tests.rewards.judges.server import Reply, serve
 
 PROMPTS, SAMPLES = ["A", "B"], [["ae", "fbm", "n"], ["b", "aehk", "cg"]]
 
@@ -213,7 +215,12 @@ def test_scores_are_kept(folders: tuple[str, str], tmp_path: Path, monkeypatch: 
         ({"domains": "default", "domain": "safty"}, "Did you mean 'safety'"),
         ({"domains": "nowhere.toml", "domain": "safety"}, "nowhere.toml cannot be read"),
         ({"strong": "no/such/folder"}, "cannot be loaded"),
-        ({"strong": {"model": "m", "speed": 3}}, "a model is named by its folder"),
+        ({"strong": {"dtype": "float32"}}, "a model is named by its folder"),
+        ({"strong": {"model": "m", "divice": "cpu"}}, "strong.divice: there is no such option. Did you mean 'device'"),
+        (
+            {"strong": {"model": "no/such/name", "base_url": "http://127.0.0.1:1/v1"}},
+            "tokenizer: 'no/such/name' cannot be",
+        ),
         ({"strong": "no_such_module:score"}, "cannot be found"),
         ({"batch_size": 0, "strong": "y"}, "batch_size: must be 1 or more"),
         ({"floor": 1.0, "strong": "y"}, "floor: must be below 0"),
@@ -233,6 +240,41 @@ def test_the_same_object_is_refused(folders: tuple[str, str]) -> None:
         density_ratio(strong=policy, weak=policy)
     other = LanguagePolicy.load(folders[1])
     assert density_ratio(strong=policy, weak=other)(PROMPTS, SAMPLES).scores.shape == (2, 3)
+
+
+def served(folder: str) -> Any:
+    """A server's answer to a request for an echo, by transformers."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+    def answer(request: dict[str, Any], number: int) -> Reply:
+        if number == 1:
+            return Reply("", status=503)
+        assert (request["max_tokens"], request["echo"], request["model"]) == (0, True, "mine")
+        ids = request["prompt"]
+        with torch.no_grad():
+            logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        found = [None, *(logp[t - 1, ids[t]].item() for t in range(1, len(ids)))]
+        return Reply(body=json.dumps({"choices": [{"text": "", "logprobs": {"token_logprobs": found}}]}).encode())
+
+    return answer
+
+
+def test_a_served_model(folders: tuple[str, str]) -> None:
+    with serve(served(folders[0])) as server:
+        strong = {"base_url": server.url, "model": "mine", "tokenizer": folders[0], "concurrency": 3}
+        found = density_ratio(strong=strong, weak=folders[1], max_completion=4)(PROMPTS, SAMPLES)
+        assert server.paths[0] == "/v1/completions"
+        assert len(server.requests) == 7  # one was tried again
+    here = density_ratio(strong=folders[0], weak=folders[1], max_completion=4)(PROMPTS, SAMPLES)
+    assert torch.allclose(found.scores, here.scores, atol=1e-4)
+    assert torch.equal(found.completion_tokens, here.completion_tokens)
+    chat = Reply('{"first": 1}')
+    with serve(lambda request, number: chat) as server:
+        strong |= {"base_url": server.url, "tries": 2}
+        with pytest.raises(ScoreError, match="no echo of log-probabilities"):
+            density_ratio(strong=strong, weak=folders[1])(PROMPTS, SAMPLES)
 
 
 # ---------------------------------------------------------------- domains

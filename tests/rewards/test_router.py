@@ -92,7 +92,7 @@ def test_a_served_router():
         assert server.requests[-1]["temperature"] == 0.0
     with (
         serve(lambda request, number: Reply("", status=400)) as server,
-        pytest.raises(ScoreError, match="router: no reply"),
+        pytest.raises(ScoreError, match=r"router: .* gave no reply"),
     ):
         Router({"base_url": server.url, "model": "m"}, DOMAINS)(["a"])
 

@@ -182,7 +182,7 @@ def _asked_for(topic: str, domain: str) -> str:
 def _reader(seed: int, steps: int, obeys: bool) -> LanguagePolicy:
     """A model taught on prompts of which a third ask for nothing; one that obeys was shown what the others ask for."""
     tokenizer = character_tokenizer(ALPHABET, pad=topics.PAD, eos=topics.EOS, bos=topics.BOS)
-    ids = {"pad": tokenizer.pad_token_id, "eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    ids = {name: ALPHABET.index(mark) for name, mark in (("pad", topics.PAD), ("eos", topics.EOS), ("bos", topics.BOS))}
     network = small_llama(seed, tokens=len(ALPHABET), **ids)
     policy = LanguagePolicy.load(network, tokenizer=tokenizer, max_new_tokens=MAX_NEW_TOKENS)
     known = read_domains(CRITERIA)

@@ -262,10 +262,7 @@ class LanguagePolicy(nn.Module):
 
     def _encode_one(self, index: int, prompt: Any) -> list[int]:
         try:
-            if isinstance(prompt, str):
-                return self.tokenizer(prompt).input_ids
-            text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False).input_ids
+            return prompt_tokens(self.tokenizer, prompt)
         except Exception as error:  # tokenizers raise bare exceptions
             raise DataError(
                 f"language.policy: prompt {index} cannot be encoded: {error}. It is {prompt!r:.200}."
@@ -725,6 +722,14 @@ class LanguagePolicy(nn.Module):
 
             critic = {name: value.detach().cpu().contiguous() for name, value in parts["critic"].items()}
             save_file(critic, folder / _CRITIC_FILE)
+
+
+def prompt_tokens(tokenizer: Any, prompt: Any) -> list[int]:
+    """Tokens of a text as it stands, or of messages by the chat template, up to where the answer begins."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def _under(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ CDR: Customizable Density Ratios of Strong-over-weak LLMs for Preference Annotat
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from guerdon.errors import DataError, RecipeError, ScoreError, nearest
 from guerdon.rewards.domains import FALLBACK, Domain, customise, read_domains
 from guerdon.rewards.likelihood import Likelihood, SequenceLogp
 from guerdon.rewards.router import Router
+from guerdon.rewards.served import ServedLikelihood
 
 Normalise = Literal["sum", "mean"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -94,7 +96,8 @@ class DensityRatio:
 
     Args:
         strong: a folder, a name on the hub, or a `LanguagePolicy`; {model: ..., dtype: ..., device: ...} for options of its
-            own; or a callable (prompts, samples [P][G]) -> `SequenceLogp`, also as `module:attribute`.
+            own; {base_url: ..., model: ..., tokenizer: ...} for a server that echoes log-probabilities; or a callable
+            (prompts, samples [P][G]) -> `SequenceLogp`, also as `module:attribute`.
         weak: the same; None = the strong model with its adapters switched off.
         normalise: `sum` over tokens, or `mean`.
         domains: `default` = the bundled criteria and exemplars; a TOML file of your own, or its content; None = prompts stay
@@ -109,7 +112,8 @@ class DensityRatio:
         batch_size: completions at a time; bounds memory alone.
         dtype: of the weights.
         device: where the models run, such as cuda:1; None = an accelerator if there is one.
-        cache: a file in which the scores of each model are kept, so that another ratio with one of them reads it from there.
+        cache: a file in which the scores of each model are kept, so that another ratio with one of them reads it
+            from there; not for servers.
         seed: of the exemplars.
         trust_remote_code: run model code that comes with the files.
 
@@ -249,12 +253,18 @@ def _scorer(spec: Any, settings: Mapping[str, Any], where: str) -> Any:
     if callable(spec) and not isinstance(spec, LanguagePolicy):
         return spec
     own = dict(spec) if isinstance(spec, Mapping) else {"model": spec}
-    unknown = set(own) - {"model", *settings}
-    if unknown or "model" not in own:
+    kind = ServedLikelihood if "base_url" in own else Likelihood
+    known = inspect.signature(kind).parameters
+    for name in own:
+        if name not in known:
+            raise RecipeError(
+                f"{where}.{name}: there is no such option.{nearest(name, known)} Options: {', '.join(known)}."
+            )
+    if "model" not in own:
         raise RecipeError(
-            f"{where}: a model is named by its folder, or by {{model: ..., and of {', '.join(settings)}}}; got {spec!r:.80}."
+            f"{where}: a model is named by its folder, or by {{model: ..., and its options}}; got {spec!r:.80}."
         )
-    return Likelihood(**{**settings, **own})
+    return kind(**{**{name: value for name, value in settings.items() if name in known}, **own})
 
 
 def _without_adapters(strong: Any) -> Likelihood:

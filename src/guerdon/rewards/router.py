@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from guerdon.components import build
 from guerdon.errors import DataError, RecipeError, ScoreError, nearest
 from guerdon.rewards.domains import FALLBACK, Domain, ask_domain, read_domain
-from guerdon.rewards.judges.endpoint import Endpoint, PassingError, RefusedError, UnreadableError
+from guerdon.rewards.judges.endpoint import Endpoint
 
 _SERVED = {"api_key_env": None, "timeout": 60.0, "concurrency": 16, "tries": 10, "max_tokens": 32}
 _LOCAL = {"batch_size": 16, "dtype": "float32", "device": None, "max_new_tokens": 32}
@@ -126,17 +125,6 @@ class _Served:
             return list(pool.map(self._ask, questions))
 
     def _ask(self, question: str) -> str:
-        why = ""
-        for attempt in range(self.tries):
-            try:
-                return self.endpoint.ask({**self.body, "messages": [{"role": "user", "content": question}]})
-            except PassingError as error:
-                why = str(error)
-                time.sleep(max(error.wait, min(0.5 * 2.0**attempt, 30.0)))
-            except UnreadableError as error:
-                why = str(error)
-            except RefusedError as error:
-                why = str(error)
-                break
-        # a prompt without a domain would be scored like one of `chat`, and nobody would know
-        raise ScoreError(f"router: no reply after {self.tries} tries: {why}.")
+        body = {**self.body, "messages": [{"role": "user", "content": question}]}
+        # a prompt without a domain would be scored like one of `chat`, and nobody would know: so no reply is an error
+        return self.endpoint.patiently(lambda: self.endpoint.ask(body), self.tries)
