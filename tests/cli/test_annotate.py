@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,27 @@ def test_killed_and_given_again(place: Path, capsys: pytest.CaptureFixture[str])
     assert main(["annotate", *words, "killed.jsonl"]) == 0  # there is nothing left to do
     assert capsys.readouterr().out == resumed
     assert (place / "killed.jsonl").stat().st_mtime_ns == before
+
+
+def test_memory_does_not_grow_with_the_data(place: Path) -> None:
+    """Of 4 MB of texts only a batch is held."""
+    from guerdon.language.completions import Groups
+    from guerdon.language.data import read_rows
+    from guerdon.training.annotation import annotate
+
+    rows = [{"prompt": f"p{i}", "topic": "A", "completions": ["a" * (1000 + i % 7), "n" * 1000]} for i in range(2000)]
+    write(place / "large.jsonl", rows)
+    del rows
+
+    def length(samples: Any) -> list[list[float]]:
+        return [[float(len(text)) for text in group] for group in samples]
+
+    tracemalloc.start()
+    found = annotate(Groups(read_rows(place / "large.jsonl")), length, place / "pairs.jsonl", batch=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.counts["pairs"] == 1714  # those whose lengths differ
+    assert peak < 2e6
 
 
 def test_stopped_between_the_last_batch_and_the_end(place: Path) -> None:

@@ -13,9 +13,10 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from guerdon.errors import DataError, nearest
-from guerdon.language.preferences import BATCH, FaultError, answer_text, number
+from guerdon.language.preferences import FaultError, answer_text, number
 from guerdon.language.rows import Faults, Row, Rows, kind, listed
 
+_ROWS = 128  # read at a time: several long texts stand in a row
 _OWN = {"prompt", "completions", "completion", "chosen", "rejected"}
 _LABELS = ("labels", "label", "scores", "score")
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -113,8 +114,8 @@ class Groups(Sequence[Group]):
         together = _ByPrompt(self.rows.columns) if self.form is _single else None
         groups = array("q")  # of each row, -1 where it is malformed
         size = 0
-        for start in range(0, len(self.rows), BATCH):
-            for position, row in enumerate(self.rows[start : start + BATCH], start):
+        for start in range(0, len(self.rows), _ROWS):
+            for position, row in enumerate(self.rows[start : start + _ROWS], start):
                 try:
                     part = self.form(row, self.label)
                 except FaultError as fault:
