@@ -23,11 +23,13 @@ def test_the_page_aligns_a_model(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     script = next(block.text for block in blocks(PAGE) if block.title == "start.py")
-    short = script.replace("STEPS, PROMPTS = 200, 1000", "STEPS, PROMPTS = 30, 60")
+    short = script.replace("STEPS, PROMPTS = 200, 1000", "STEPS, PROMPTS = 10, 40")
     assert short != script
     exec(compile(short, "start.py", "exec"), {})
     lines = [command.line for command in commands(PAGE)]
-    annotate = next(line for line in lines if line.startswith("guerdon annotate samples.jsonl --strong ./strong --weak"))
+    annotate = next(
+        line for line in lines if line.startswith("guerdon annotate samples.jsonl --strong ./strong --weak")
+    )
     train = next(line for line in lines if "--run.name aligned" in line)
     assert main(shlex.split(annotate)[1:]) == 0
     assert "agreement with labels" in capsys.readouterr().out
