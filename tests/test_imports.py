@@ -43,6 +43,13 @@ EXCEPTIONS = {
     ("report/sections.py", "metrics"),
     ("rewards/judges/base.py", "components"),
     ("rewards/judges/local.py", "language"),
+    # models that score, and one that sorts prompts, named as judges are
+    ("rewards/density_ratio.py", "language"),
+    ("rewards/density_ratio.py", "components"),
+    ("rewards/likelihood.py", "language"),
+    ("rewards/served.py", "language"),
+    ("rewards/router.py", "language"),
+    ("rewards/router.py", "components"),
     # a bundled base is what the supervised loop makes of its recipe
     ("diffusion/bases.py", "training"),
     # a data file is read in the same way whatever its rows are for

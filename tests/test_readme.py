@@ -16,7 +16,7 @@ from guerdon.recipes.yaml12 import loads
 from tests.pages import ROOT, Command, blocks, commands, own_pages
 
 README = ROOT / "README.md"
-METHODS = [ROOT / "docs" / "methods" / f"{slug}.md" for slug in ("copo", "noisy-verifier", "real", "sweet-spot")]
+METHODS = [ROOT / "docs" / "methods" / f"{slug}.md" for slug in ("cdr", "copo", "noisy-verifier", "real", "sweet-spot")]
 PAGES = sorted({README, *METHODS, *own_pages()})
 COMMANDS_SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 
@@ -56,6 +56,10 @@ def test_command(
         assert "there is no run folder" in capsys.readouterr().err
     elif words[0] == "methods":
         assert main(words) == 0
+    elif words[0] == "annotate":
+        # its options are right as far as they can be checked without the data, which is what must be missed
+        assert main(words) == 1
+        assert "there is no such file" in capsys.readouterr().err
     else:
         assert words[0] in COMMANDS
         main([words[0], "--help"])

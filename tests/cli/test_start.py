@@ -29,6 +29,10 @@ print(json.dumps({"code": code, "heavy": heavy, "cpu": time.process_time()}), fi
         (["train", "sort", "--optim.lrr", "1e-4"], 2, ""),
         (["train", "sort", "--objective.policy_gradient.clip_hihg", "1"], 2, ""),
         (["train", "sort", "--advantage", "grpoo"], 2, ""),
+        (["annotate", "--help"], 0, "--strong"),
+        (["annotate", "x.jsonl", "--reward", "density"], 2, ""),
+        (["annotate", "x.jsonl", "--strong", "a", "--reward.wek", "b"], 2, ""),
+        (["annotate", "nowhere.jsonl", "--strong", "a", "--weak", "b"], 1, ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -7,6 +7,7 @@ OPTIONS; to run it with further options, add them to VARIANTS.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -152,10 +153,24 @@ INPUTS: dict[str, dict[str, Maker]] = {
     "shaping.sweet_spot": {"scores": lambda d: d.normal("P G K").sigmoid()},
 }
 
+
+def _letter_logp(prompts: Any, samples: Any, nats: float) -> Any:
+    """What a model says that gives every letter the same log-probability, and those of the prompt's number more."""
+    from guerdon.rewards.likelihood import SequenceLogp
+
+    lengths = torch.tensor([[float(len(s)) for s in group] for group in samples])
+    at = torch.tensor([[float(len(p))] for p in prompts])
+    return SequenceLogp(-nats * lengths + at, lengths.long())
+
+
 # what members without defaults need, by "stage.name"; naming an option here states that it is required by design
 OPTIONS: dict[str, dict[str, Any]] = {
     "objectives.dr_grpo": {"max_length": 7},
     "rewards.appeal": {"reward": "exact_answer", "strong": "exact_answer"},
+    "rewards.density_ratio": {
+        "strong": functools.partial(_letter_logp, nats=1.0),
+        "weak": functools.partial(_letter_logp, nats=2.5),
+    },
     "rewards.instant": {"reward": "exact_answer"},
     "rewards.noisy": {"reward": "exact_answer"},
     "rewards.overlong": {"max_length": 5, "cache": 2},
@@ -235,6 +250,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"threshold": (0.2, 0.8), "tau": 0.05},
         {"quantile": 0.3},
     ],
+    "rewards.density_ratio": [{"normalise": "mean"}, {"domains": "default", "domain": "safety", "seed": 3}],
     "sampling.dynamic": [{"component": "component1", "max_draws": 3}],
     "sampling.uniform": [{"shuffle": False}],
     "sampling.vade": [

@@ -72,7 +72,10 @@ from guerdon.objectives.real import relative_scores
 from guerdon.objectives.reward_difference import reward_pairs
 from guerdon.rewards import appeal
 from guerdon.rewards.closeness import block_shares, box_field
+from guerdon.rewards.density_ratio import log_density_ratio
+from guerdon.rewards.likelihood import summed_logp
 from guerdon.rewards.overlong import overlong
+from guerdon.rewards.pairing import pick_pair
 from guerdon.rewards.topologies import play
 from guerdon.rewards.win_rate import win_rates
 from guerdon.sampling import vade
@@ -781,9 +784,23 @@ def adaptive_weights(inputs: Values) -> Values:
     return {**found, "hypervolume": stage.hypervolume(), "pareto_front": stage.pareto_front().tolist()}
 
 
+def density_ratios(inputs: Values) -> Values:
+    mask = tensor(inputs["mask"]) != 0
+    strong, weak = (summed_logp(tensor(inputs[f"logp_{name}"]), mask) for name in ("strong", "weak"))
+    reward = log_density_ratio(strong, weak)
+    picked = pick_pair(reward.tolist(), [str(n) for n in range(len(reward))], rejected="worst")
+    return {
+        "reward_sum": reward,
+        "reward_mean": log_density_ratio(strong, weak, normalise="mean"),
+        "chosen_index": picked.chosen,
+        "worst_index": picked.rejected,
+    }
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "alignprop": reward_gradients,
     "arena-rl": tournaments,
+    "cdr": density_ratios,
     "copg": contrastive,
     "dynamic-weighting": adaptive_weights,
     "copo": consistency,

@@ -24,6 +24,7 @@ COMMANDS = {
     "resume": Command("resume", "continue a run as if it had never stopped"),
     "report": Command("report", "summary and page of a run"),
     "compare": Command("compare", "one page that compares runs"),
+    "annotate": Command("annotate", "preference pairs of raw completions, by any reward or judge"),
     "reproduce": Command("reproduce", "test a paper's claim at small scale against its baseline"),
     "optimise-noise": Command("optimise_noise", "pictures whose initial noise a reward chose (ReNO)"),
     "methods": Command("methods", "the methods there are, by stage"),

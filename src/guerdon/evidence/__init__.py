@@ -13,6 +13,7 @@ from guerdon.errors import UnknownNameError, nearest
 MEMBERS = {
     "alignprop": "alignprop",
     "arena-rl": "arena_rl",
+    "cdr": "cdr",
     "constrained-rlhf": "constrained_rlhf",
     "copg": "copg",
     "copo": "copo",

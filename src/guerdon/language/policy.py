@@ -219,13 +219,16 @@ class LanguagePolicy(nn.Module):
             reference.causal._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def encode(self, prompts: Sequence[Any], room: int | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, prompts: Sequence[Any], room: int | None = None, *, keep: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens of prompts, padded on the left.
 
         Args:
             prompts: texts, or lists of chat messages ({"role": ..., "content": ...}), which go through the tokenizer's
                 chat template and end where the answer begins.
             room: tokens that must fit after each prompt; None = `max_new_tokens`.
+            keep: tokens of a longer prompt that are kept, its last ones; None = all.
 
         Returns:
             Ids [P, S] and bool mask [P, S], True where a token is no padding.
@@ -234,7 +237,8 @@ class LanguagePolicy(nn.Module):
             DataError: naming the prompt that is empty, too long or cannot be encoded.
         """
         room = self.max_new_tokens if room is None else room
-        rows = [self._checked(index, prompts[index], ids, room) for index, ids in enumerate(self._prompt_ids(prompts))]
+        encoded = enumerate(self._prompt_ids(prompts))
+        rows = [self._checked(index, prompts[index], ids, room, keep) for index, ids in encoded]
         if not rows:
             raise DataError("language.policy: no prompts were given.")
         width = max(map(len, rows))
@@ -258,20 +262,18 @@ class LanguagePolicy(nn.Module):
 
     def _encode_one(self, index: int, prompt: Any) -> list[int]:
         try:
-            if isinstance(prompt, str):
-                return self.tokenizer(prompt).input_ids
-            text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False).input_ids
+            return prompt_tokens(self.tokenizer, prompt)
         except Exception as error:  # tokenizers raise bare exceptions
             raise DataError(
                 f"language.policy: prompt {index} cannot be encoded: {error}. It is {prompt!r:.200}."
             ) from error
 
-    def _checked(self, index: int, prompt: Any, ids: list[int], room: int) -> list[int]:
+    def _checked(self, index: int, prompt: Any, ids: list[int], room: int, keep: int | None) -> list[int]:
         if ids[:2] == [self.tokenizer.bos_token_id] * 2:
             ids = ids[1:]  # the text brings the opening token that the tokenizer adds
         if not ids:
             raise DataError(f"language.policy: prompt {index} is empty. It is {prompt!r:.200}.")
+        ids = ids if keep is None else ids[-keep:]
         longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and len(ids) + room > longest:
             raise DataError(
@@ -469,12 +471,23 @@ class LanguagePolicy(nn.Module):
         """
         return self.pack([row["prompt"] for row in rows], [[row["completion"]] for row in rows])
 
-    def pack(self, prompts: Sequence[Any], completions: Sequence[Sequence[Any]]) -> Rollout:
+    def pack(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Sequence[Any]],
+        *,
+        end: bool = True,
+        max_prompt: int | None = None,
+        max_completion: int | None = None,
+    ) -> Rollout:
         """Given completions as a rollout [P, G, T] that nobody has scored.
 
         Args:
             prompts: P texts or message lists.
-            completions: P lists of G texts (or of one assistant's message each); an end token is added.
+            completions: P lists of G texts (or of one assistant's message each).
+            end: add an end token to each completion.
+            max_prompt: tokens of a longer prompt that are kept, its last ones; None = all.
+            max_completion: tokens of a longer completion that are kept, its first ones; None = all.
 
         Returns:
             A rollout; `logp_old` is zero.
@@ -488,9 +501,9 @@ class LanguagePolicy(nn.Module):
             for index, group in enumerate(completions)
             for g, text in enumerate(group)
         ]
-        rows = [self._ended(ids) for ids in self._completion_ids(texts)]
-        longest = max(map(len, rows))
-        prompt_ids, prompt_mask = self.encode(prompts, room=longest)
+        rows = [(self._ended(ids) if end else ids)[:max_completion] for ids in self._completion_ids(texts)]
+        longest = max(1, *map(len, rows))
+        prompt_ids, prompt_mask = self.encode(prompts, room=longest, keep=max_prompt)
         shape = (len(prompts), size, longest)
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
@@ -709,6 +722,14 @@ class LanguagePolicy(nn.Module):
 
             critic = {name: value.detach().cpu().contiguous() for name, value in parts["critic"].items()}
             save_file(critic, folder / _CRITIC_FILE)
+
+
+def prompt_tokens(tokenizer: Any, prompt: Any) -> list[int]:
+    """Tokens of a text as it stands, or of messages by the chat template, up to where the answer begins."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def _under(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -119,10 +119,10 @@ def pair(row: Row) -> Row:
     found = {
         **row,
         "prompt": prompt,
-        "chosen": _answer("chosen", chosen, prompt),
-        "rejected": _answer("rejected", rejected, prompt),
+        "chosen": answer_text("chosen", chosen, prompt),
+        "rejected": answer_text("rejected", rejected, prompt),
     }
-    scores = [_number(name, row[name]) for name in ("score_chosen", "score_rejected") if row.get(name) is not None]
+    scores = [number(name, row[name]) for name in ("score_chosen", "score_rejected") if row.get(name) is not None]
     if len(scores) == 2:
         if scores[0] < scores[1]:
             raise FaultError(f"score_chosen, {scores[0]:g}, is below score_rejected, {scores[1]:g}")
@@ -144,7 +144,7 @@ def best_and_worst(row: Row) -> Row:
     assert isinstance(scores, list)
     if len(completions) != len(scores) or len(scores) < 2:
         raise FaultError(f"{len(completions)} completions and {len(scores)} scores: there must be 2 or more of each")
-    numbers = [_number("scores", score) for score in scores]
+    numbers = [number("scores", score) for score in scores]
     best, worst = numbers.index(max(numbers)), numbers.index(min(numbers))
     if best == worst:
         raise FaultError(f"all scores are {numbers[0]:g}: none of the completions is better")
@@ -166,11 +166,15 @@ def labelled(row: Row) -> Row:
     word = str(label).lower()
     if not isinstance(label, bool | int | float | str) or word not in _TRUE | _FALSE:
         raise FaultError(f"label must be true or false; got {label!r:.40}")
-    return {**row, "completion": _answer("completion", row["completion"], row["prompt"]), "label": word in _TRUE}
+    return {**row, "completion": answer_text("completion", row["completion"], row["prompt"]), "label": word in _TRUE}
 
 
-def _answer(name: str, value: Any, prompt: Any) -> str:
-    """The text of an answer: as it stands, or the assistant's message that is left after the prompt's messages."""
+def answer_text(name: str, value: Any, prompt: Any) -> str:
+    """The text of an answer: as it stands, or the assistant's message that is left after the prompt's messages.
+
+    Raises:
+        FaultError: it is empty, or something else.
+    """
     if isinstance(value, str):
         if not value:
             raise FaultError(f"{name} is empty")
@@ -203,14 +207,19 @@ def _shared_start(chosen: Any, rejected: Any) -> list[Any]:
     return chosen[:count]
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """A finite number, or a text of one.
+
+    Raises:
+        FaultError: it is neither.
+    """
     try:
-        number = float(value)
+        found = float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
+        found = math.nan
+    if isinstance(value, bool) or not math.isfinite(found):
         raise FaultError(f"{name} must be a finite number; got {value!r:.40}")
-    return number
+    return found
 
 
 def _checked(rows: Rows, convert: Callable[[Row], Row], form: str) -> Converted:

@@ -9,6 +9,7 @@ MEMBERS = {
     "block_closeness": "closeness",
     "box_closeness": "closeness",
     "box_hit": "closeness",
+    "density_ratio": "density_ratio",
     "instant": "instant",
     "noisy": "noise",
     "exact_answer": "verifiers",

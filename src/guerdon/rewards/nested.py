@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,9 @@ def score_one(
     prompts: Sequence[Any],
     samples: Sequence[Sequence[Any]],
     columns: Mapping[str, list[Any]],
+    *,
+    on_bad_score: Literal["stop", "drop"] = "stop",
+    indices: Sequence[int] = (),
 ) -> Scores:
     """Score samples [P][G] with one reward, a coroutine or one in TRL's form included.
 
@@ -32,6 +35,8 @@ def score_one(
         prompts: [P].
         samples: [P][G], G the same for all.
         columns: name -> list of P.
+        on_bad_score: as for `guerdon.rewards.scoring.score`.
+        indices: [P] positions of the prompts in the data, for errors.
 
     Raises:
         ScoreError: it failed, or returned something that is no score.
@@ -43,8 +48,9 @@ def score_one(
         mask=torch.ones(shape, dtype=torch.bool),
         logp_old=torch.zeros(shape),
         columns=dict(columns),
+        indices=list(indices),
     )
-    return score({name: reward}, rollout)
+    return score({name: reward}, rollout, on_bad_score=on_bad_score)
 
 
 def draw(*key: object) -> float:

@@ -88,10 +88,8 @@ def score(
         if isinstance(result, Exception):
             table, answers, faults = _piecewise(name, rewards[name], rollout, result)
         else:
-            if hasattr(result, "_fields") and "scores" in result._fields:
-                produced = result._asdict()
-                result = produced.pop("scores")
-                extras |= produced
+            result, produced = _named(result)
+            extras |= produced
             table, answers = _table(result, rollout, name)
         values, bad = _numbers(table, name)
         faults += bad
@@ -220,7 +218,7 @@ def _piecewise(
     for p in range(len(rollout)):
         one = rollout.select([p])
         try:
-            rows, extracted = _table(_resolve(_call(reward, one)), one, name)
+            rows, extracted = _table(_named(_resolve(_call(reward, one)))[0], one, name)
             table += rows
             answers += extracted or [[None] * rollout.group_size]
             found_answers |= extracted is not None
@@ -265,6 +263,14 @@ def _resolve(value: Any) -> Any:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def _named(result: Any) -> tuple[Any, dict[str, Any]]:
+    """The scores of a result, and what else a NamedTuple holds beside them."""
+    if not (hasattr(result, "_fields") and "scores" in result._fields):
+        return result, {}
+    produced = result._asdict()
+    return produced.pop("scores"), produced
 
 
 def _table(result: Any, rollout: Rollout, name: str) -> tuple[list[list[Any]], list[list[Any]] | None]:

@@ -74,16 +74,21 @@ def train_rows(seed: int) -> Stream:
     return Stream(lambda i: _prompt(_draw("train", seed, i)))
 
 
-def demonstrations(seed: int) -> Stream:
-    """Endless rows with `completion`, for a supervised warm start."""
-    return Stream(lambda i: _demonstration("demonstrations", seed, i))
+def demonstrations(seed: int, *, good_share: float = GOOD_SHARE) -> Stream:
+    """Endless rows with `completion`, for a supervised warm start.
+
+    Args:
+        seed: of the topics and answers.
+        good_share: probability of a good letter.
+    """
+    return Stream(lambda i: _demonstration(good_share, "demonstrations", seed, i))
 
 
 def held_out_rows(count: int) -> list[Row]:
     """Fixed rows with `completion`, the four topics in turn."""
     topics = list(GOOD)
     return [
-        {**_prompt(topic := topics[i % len(topics)]), "completion": _answer(_generator("held out", i), topic)}
+        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(_generator("held out", i), topic)}
         for i in range(count)
     ]
 
@@ -117,24 +122,25 @@ def _prompt(topic: str) -> Row:
     return {"prompt": topic, "topic": topic}
 
 
-def _demonstration(*key: object) -> Row:
+def _demonstration(good_share: float, *key: object) -> Row:
     draw = _generator(*key)
     topic = draw.choice(list(GOOD))
-    return {**_prompt(topic), "completion": _answer(draw, topic)}
+    return {**_prompt(topic), "completion": answer(draw, topic, good_share)}
 
 
-def _answer(draw: random.Random, topic: str, length: int | None = None) -> str:
+def answer(draw: random.Random, topic: str, good_share: float = GOOD_SHARE, length: int | None = None) -> str:
+    """A random answer to a topic, each letter good for it with probability `good_share`; None = a random length."""
     good = GOOD[topic]
     poor = [letter for letter in LETTERS if letter not in good]
     length = draw.randint(SHORTEST, LONGEST) if length is None else length
-    return "".join(draw.choice(good if draw.random() < GOOD_SHARE else poor) for _ in range(length))
+    return "".join(draw.choice(good if draw.random() < good_share else poor) for _ in range(length))
 
 
 def _pair(draw: random.Random, length_bias: float, length: int | None) -> Row:
     topic = draw.choice(list(GOOD))
-    first, second = _answer(draw, topic, length), _answer(draw, topic, length)
+    first, second = answer(draw, topic, length=length), answer(draw, topic, length=length)
     while second == first:  # of the shortest answers, now and then
-        second = _answer(draw, topic, length)
+        second = answer(draw, topic, length=length)
     odds = SHARPNESS * (share_good(first, topic) - share_good(second, topic)) + length_bias * (len(first) - len(second))
     if draw.random() >= 1 / (1 + math.exp(-odds)):
         first, second = second, first

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible chat endpoint, and what can go wrong with it. Standard library only.
+"""One request to an OpenAI-compatible endpoint, and what can go wrong with it. Standard library only.
 
 The key is read from an environment variable for each request: it is not stored, and errors never show it.
 """
@@ -14,7 +14,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,19 +50,22 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class Endpoint:
-    """Where a chat model is reached.
+    """Where a model is reached.
 
     Args:
-        base_url: such as http://127.0.0.1:8000/v1; /chat/completions is added.
+        base_url: such as http://127.0.0.1:8000/v1; `path` is added.
         api_key_env: name of the environment variable that holds the key; None = no key is sent.
         timeout: seconds for one request, from connecting to its last byte.
         where: opens the errors.
+        path: what is asked for.
 
     Raises:
         RecipeError: the address is no http or https address or holds a password, or the variable is not set.
     """
 
-    def __init__(self, base_url: str, api_key_env: str | None, timeout: float, where: str) -> None:
+    def __init__(
+        self, base_url: str, api_key_env: str | None, timeout: float, where: str, path: str = "/chat/completions"
+    ) -> None:
         parts = urlsplit(base_url)
         if "@" in parts.netloc:
             raise RecipeError(f"{where}.base_url: it holds a user name or password. Give a key by api_key_env.")
@@ -75,7 +78,7 @@ class Endpoint:
             raise RecipeError(
                 f"{where}.api_key_env: must be the name of an environment variable, never the key itself."
             )
-        self.address = f"{base_url.rstrip('/')}/chat/completions"
+        self.address = base_url.rstrip("/") + path
         self.api_key_env, self.timeout, self.where = api_key_env, timeout, where
         self._key()
         self._opener = urllib.request.build_opener(_NoRedirects)
@@ -93,9 +96,18 @@ class Endpoint:
         """Send a request; the text of the first choice.
 
         Raises:
+            UnreadableError: the reply is no chat completion.
+            And whatever `post` raises.
+        """
+        return _text(self.post(body))
+
+    def post(self, body: Mapping[str, Any]) -> bytes:
+        """Send a request; the reply as it came.
+
+        Raises:
             PassingError: try again later.
             RefusedError: this request is not taken.
-            UnreadableError: the reply is no chat completion.
+            UnreadableError: the reply is too long to be one.
             ScoreError: no request of this form can succeed: the key, the address or the model is wrong.
         """
         key = self._key()
@@ -106,7 +118,7 @@ class Endpoint:
         deadline = time.monotonic() + self.timeout
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
-                content = self._read(response, deadline)
+                return self._read(response, deadline)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._complaint(error, key) from None
@@ -115,7 +127,31 @@ class Endpoint:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise ScoreError(f"{self.where}: {self.address} has no valid certificate: {reason}.") from None
             raise PassingError(f"{type(reason).__name__}: {reason}") from None
-        return _text(content)
+
+    def patiently(self, ask: Callable[[], Any], tries: int) -> Any:
+        """Call until a reply can be read, with a pause that doubles after a fault that may pass.
+
+        Args:
+            ask: sends one request and reads its reply.
+            tries: how often.
+
+        Raises:
+            ScoreError: there is none after so many tries, or the request is refused.
+        """
+        why = ""
+        for attempt in range(tries):
+            try:
+                return ask()
+            except PassingError as error:
+                why = str(error)
+                if attempt + 1 < tries:
+                    time.sleep(max(error.wait, min(0.5 * 2.0**attempt, 30.0)))
+            except UnreadableError as error:
+                why = str(error)
+            except RefusedError as error:
+                why = str(error)
+                break
+        raise ScoreError(f"{self.where}: {self.address} gave no reply that can be used: {why}.")
 
     def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
         """All of a reply: a server that trickles is not waited for longer than one that is silent."""
