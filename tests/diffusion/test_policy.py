@@ -143,11 +143,13 @@ def test_the_mean_of_a_step_is_where_the_noise_is_added():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("guidance", "reduction"), [(0.0, "mean"), (1.0, "sum"), (3.0, "mean")])
-def test_scoring_finds_what_sampling_found_to_the_bit(kind, reduction, guidance):
+def test_scoring_finds_what_sampling_found(kind, reduction, guidance):
     made = policy(kind, logp_reduction=reduction, guidance=guidance)
     rollout = made.sample(["red", "blue"], 3, [1, 2])
     out = made.log_prob(rollout)
-    assert torch.equal(out.logp, rollout.logp_old)
+    # several steps are scored in one batch, whose size may change the last bits of a network's output
+    torch.testing.assert_close(out.logp.detach(), rollout.logp_old, rtol=3e-6, atol=3e-6)
+    assert (out.logp == 0).equal(rollout.logp_old == 0)
     assert out.logp.requires_grad
     assert out.entropy is out.values is out.kl is None
 
@@ -162,7 +164,7 @@ def test_the_ratio_at_equal_parameters_is_1():
     rollout = made.sample(["red", "blue"], 2, [1, 2])
     first, second = made.log_prob(rollout).logp, made.log_prob(rollout).logp
     assert torch.equal((first - second).exp(), torch.ones_like(first))
-    assert torch.equal((first - rollout.logp_old).exp(), torch.ones_like(first))
+    torch.testing.assert_close((first - rollout.logp_old).exp(), torch.ones_like(first), rtol=0, atol=1e-5)
     loss = policy_gradient(first, second.detach(), torch.tensor([[1.0, -2.0], [0.5, 3.0]]), rollout.mask)
     assert (loss.total / loss.count).item() == pytest.approx(-(1 - 2 + 0.5 + 3) / 4)
 

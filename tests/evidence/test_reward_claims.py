@@ -77,12 +77,12 @@ def test_the_plans_and_a_unit_alone(module, monkeypatch):
     units = runner.checked(module, module.plan("full", 5))
     assert {unit.arm for unit in units} == set(module.ARMS)
     assert {unit.seed for unit in units} == set(range(5))
+    monkeypatch.setattr(module, "EVERY", 3)
     if module is quark_medical:
-        monkeypatch.setattr(module, "STEPS", 20)
+        monkeypatch.setattr(module, "STEPS", 6)
         short = [Unit(arm, 0) for arm in module.ARMS]
     else:
-        steps = 2 * module.EVERY
-        short = [Unit(arm, 0, {"steps": steps}) for arm in module.ARMS]
+        short = [Unit(arm, 0, {"steps": 6}) for arm in module.ARMS]
     together = module.measure_all(short)
     for unit, found in zip(short[:3], together, strict=False):
         (alone,) = module.measure_all([unit])
