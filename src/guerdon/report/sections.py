@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations, pairwise
 from typing import Any
@@ -215,11 +216,12 @@ def _specs(run: Run, specs: Iterable[Spec]) -> list[Chart | None]:
     keys, unit = set(run.metric_names()), step_unit(run)
     charts = []
     for spec in specs:
-        lines = [
-            line(run.series(key), name, style, key=key, color=0)
-            for key, name, style in spec.keys
-            if key in keys and (key not in ("dropped", "kl") or any(run.series(key)[1]))
-        ]
+        lines, drawn = [], Counter[str]()
+        for key, name, style in spec.keys:
+            if key in keys and (key not in ("dropped", "kl") or any(run.series(key)[1])):
+                # the same thing in training and held-out has one colour and two styles
+                lines.append(line(run.series(key), name, style, key=key, color=drawn[style]))
+                drawn[style] += 1
         title, label = spec.title, spec.unit.format(steps=unit)
         charts.append(chart(title, lines, unit=label, share=spec.share, zero=spec.zero))
     return charts
