@@ -141,7 +141,7 @@ METHODS = (
             "contrasts two conditions for the same image in place of two images"),
     _method("lambda-harmonic", "Lambda-harmonic reward", "rewards.harmonic", "arXiv 2407.12164",
             "joins faithfulness to a subject and to a text by a weighted harmonic mean"),
-    _method("alignprop", "AlignProp", "training.pathwise", "arXiv 2310.03739",
+    _method("alignprop", "AlignProp", "training.pathwise inference.adapters shaping.distance", "arXiv 2310.03739",
             "follows a differentiable reward's gradient back through the sampler"),
     _method("r0", "Rewards are enough", "training.pathwise objectives.reward_instruct", "arXiv 2503.13070",
             "turns a many-step generator into a few-step one by maximising rewards with regularisation"),

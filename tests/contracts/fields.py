@@ -179,6 +179,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rewards.win_rate": {"judge": {"pointwise": {"reward": "exact_answer"}}},
     "shaping.backward_correction": {"false_positive_rate": 0.1, "false_negative_rate": 0.2},
     "shaping.ceil": {"c": 0.5},
+    "shaping.distance": {"target": 0.3},
     "shaping.saturated": {"threshold": 0.3},
     "weighting.lagrangian": {"thresholds": {"component0": 0.2}},
     "weighting.proxy_point_search": {"box": {"component0": [-0.5, 0.5]}},

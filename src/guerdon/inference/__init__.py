@@ -6,6 +6,7 @@ from guerdon.stages import lazy
 
 MEMBERS = {
     "best_of_n": "noise",
+    "mix_adapters": "adapters",
     "norm_penalty": "noise",
     "optimise_noise": "noise",
 }

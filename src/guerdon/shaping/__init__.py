@@ -12,6 +12,7 @@ MEMBERS = {
     "centred": "par",
     "ceil": "bounded",
     "clip": "running",
+    "distance": "distance",
     "forward_correction": "noise_correction",
     "length_penalty": "bounded",
     "log_sigmoid_centred": "par",
