@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +33,7 @@ def srpo(
     logp_ref_rejected_given_rejected: Float[Tensor, "B S"],
     mask_chosen: Bool[Tensor, "B T"],
     mask_rejected: Bool[Tensor, "B S"],
-    preference: Float[Tensor, " B"] | Sequence[float] | None = None,
+    preference: Float[Tensor, " B"] | Sequence[Any] | None = None,
     *,
     beta: float = 0.1,
     alpha: float = 0.8,
@@ -166,7 +166,7 @@ def srpo_terms(
     return Terms(generation.square(), improvement)
 
 
-def _preferences(where: str, preference: Tensor | Sequence[float], like: Tensor) -> Tensor:
+def _preferences(where: str, preference: Tensor | Sequence[Any], like: Tensor) -> Tensor:
     """As a tensor [B], checked."""
     if not isinstance(preference, Tensor):
         # a column may hold anything; what is no number fails below
