@@ -8,6 +8,7 @@ MEMBERS = {
     "best_of_n": "noise",
     "norm_penalty": "noise",
     "optimise_noise": "noise",
+    "revise": "revision",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)
