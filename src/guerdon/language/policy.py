@@ -320,7 +320,7 @@ class LanguagePolicy(nn.Module):
             prompt if draft is None else revision_prompt(self.revision, prompt, draft)
             for prompt, draft in zip(prompts, drafts, strict=True)
         ]
-        cut = [False] * len(filled)
+        cut, times = [False] * len(filled), self.revision.count("{draft}")
         for index, ids in enumerate(self._prompt_ids(filled)):
             draft, excess = drafts[index], self._excess(self._opened_once(ids), room)
             if draft is None or not excess:
@@ -328,7 +328,7 @@ class LanguagePolicy(nn.Module):
             cut[index], kept = True, self._completion_ids([draft])[0]
             while excess and kept:
                 # cut where tokens meet, and a text read again may have a few tokens more
-                kept = kept[: max(len(kept) - excess, 0)]
+                kept = kept[: max(len(kept) + -excess // times, 0)]
                 draft = self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
                 filled[index] = revision_prompt(self.revision, prompts[index], draft)
                 excess = self._excess(self._opened_once(self._encode_one(index, filled[index])), room)
