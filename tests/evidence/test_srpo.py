@@ -89,15 +89,16 @@ def test_the_plan():
     full = runner.checked(srpo, srpo.plan("full", 5))
     assert {unit.seed for unit in full if unit.role == "measure"} == set(range(5))
     assert not {unit.seed for unit in full if unit.role == "tune"} & set(range(5))
-    chosen = srpo.plan("full", 1, {"srpo": {**srpo.SIZES["full"], "lr": 7e-4}})
+    chosen = srpo.plan("full", 1, {"srpo": {**srpo.SIZES["full"], "lr": 7e-4, "beta": 0.05}})
     rates = {unit.arm: unit.settings.get("lr") for unit in chosen if unit.role == "measure"}
-    assert rates["srpo"] == 7e-4
+    assert rates["srpo"] == rates["revise-only"] == 7e-4
+    assert rates["dpo"] == 1e-3
     assert rates["srpo-exact"] is None
 
 
 def test_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setenv("GUERDON_CACHE", str(tmp_path))
-    settings = {"steps": 2, "batch_size": 4, "prompts": 8, "base_steps": 2, "lr": 1e-3}
+    settings = {"steps": 2, "batch_size": 4, "prompts": 8, "base_steps": 2, "lr": 1e-3, "beta": 0.1}
     for arm in ("srpo", "dpo"):
         found = srpo.measure(Unit(arm, 0, settings))
         assert set(FIGURES[arm]) <= set(found["figures"])
