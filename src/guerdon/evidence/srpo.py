@@ -280,8 +280,8 @@ def conclude(results: Results) -> Evidence:
             "Network: 0.1 M weights, 3000 pairs labelled by sigmoid(6 x difference in true quality), answers of 2 to 12 letters; "
             "half of the start's demonstrations hold a draft. win_k: against answers of the start, after k revisions; "
             "start_revised_win: of the start's own answers, after one revision by the trained policy.",
-            "alpha is 0.8; revise-only has 1, by which answers to the prompt alone are not trained, and SRPO's settings. The others' "
-            "rate and beta are tuned on another seed, for the best quality after any number of revisions.",
+            "alpha is 0.8; revise-only has 1, by which answers to the prompt alone are not trained, and SRPO's settings. "
+            "The others' rate and beta are tuned on another seed, for the best quality after any number of revisions.",
         ),
         shown=(
             "moved",
