@@ -35,7 +35,7 @@ CLAIM = (
 )
 EXACT = ("srpo-exact", "dpo-exact", "ipo-exact")
 TUNED = ("srpo", "dpo", "ipo")
-TRAINED = (*TUNED, "revise-only")
+TRAINED: dict[Budget, tuple[str, ...]] = {"smoke": ("srpo", "dpo"), "full": (*TUNED, "revise-only")}
 ANSWERS, BETA, ALPHA = 8, 0.2, 0.5  # of the tables
 REVISIONS = 5
 SIZES: dict[Budget, Settings] = {
@@ -58,7 +58,7 @@ def plan(budget: Budget, seeds: int, tuned: Mapping[str, Settings] | None = None
     chosen = {arm: (tuned or {}).get(arm, usual) for arm in TUNED}
     chosen["revise-only"] = chosen["srpo"]
     tables = [Unit(arm, seed) for arm in EXACT for seed in range(seeds)]
-    return [*tries, *tables, *(Unit(arm, seed, chosen[arm]) for arm in TRAINED for seed in range(seeds))]
+    return [*tries, *tables, *(Unit(arm, seed, chosen[arm]) for arm in TRAINED[budget] for seed in range(seeds))]
 
 
 def tune(results: Results) -> dict[str, Settings]:
@@ -226,7 +226,7 @@ def trained_run(
 def conclude(results: Results) -> Evidence:
     """Robustness and the lift by a revision are mechanisms; what revising one's own answers brings is the headline."""
     roles: dict[str, Any] = {"srpo-exact": "method", "srpo": "method", "revise-only": "ablation"}
-    arms = {name: results.arm(name, roles.get(name, "baseline")) for name in (*EXACT, *TRAINED)}
+    arms = {name: results.arm(name, roles.get(name, "baseline")) for name in (*EXACT, *TRAINED[results.budget])}
 
     def figures(arm: str, figure: str) -> list[float]:
         return arms[arm].figures[figure]
@@ -242,7 +242,7 @@ def conclude(results: Results) -> Evidence:
     if results.budget == "full":
         gains = {
             name: [b - a for a, b in zip(figures(name, "win_0"), figures(name, f"win_{REVISIONS}"), strict=True)]
-            for name in TRAINED
+            for name in ("srpo", "dpo")
         }
         checks += [
             at_least(
