@@ -39,6 +39,8 @@ EXCEPTIONS = {
     # gradients of single components are taken in the loop; held-out scores have a front
     ("training/online.py", "weighting"),
     ("training/front.py", "metrics"),
+    # what a policy makes of its own samples is measured as well
+    ("training/evaluation.py", "inference"),
     # which points of a front no other point beats
     ("report/sections.py", "metrics"),
     ("rewards/judges/base.py", "components"),

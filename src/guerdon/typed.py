@@ -213,6 +213,9 @@ def _dataclass(value: Any, kind: Any, path: str, base: Any = None) -> Any:
 
 
 def _in_range(value: Any, limits: Mapping[str, Any], path: str) -> None:
+    for part in limits.get("contains", ()):
+        if part not in value:
+            raise RecipeError(f"{path}: must contain {part}; got {value!r:.80}.")
     low, high, above = limits.get("at_least"), limits.get("at_most"), limits.get("above")
     for number in value if isinstance(value, tuple) else (value,):
         if not isinstance(number, (int, float)):

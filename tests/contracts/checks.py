@@ -519,14 +519,22 @@ def _gradients(member: Member, fields: dict[str, Any]) -> list[Tensor]:
 
 def _learned(member: Member) -> list[str]:
     """The fields through which an objective reaches the policy."""
-    known = ("logp_chosen", "logp_rejected", "error_chosen", "error_rejected", "logp", "imitation")
-    taken = [name for name in known if member.takes(name)]
-    return taken if len(taken) == 2 and taken[0].endswith("_chosen") else taken[:1]
+    for sides in (_SIDES, ("error_chosen", "error_rejected")):
+        if taken := [name for name in sides if member.takes(name)]:
+            return taken
+    return [name for name in ("logp", "imitation") if member.takes(name)][:1]
+
+
+# log-probabilities of both samples of a pair; for some losses also after a prompt with a draft
+_SIDES = tuple(
+    f"logp_{side}{draft}" for draft in ("", "_given_chosen", "_given_rejected") for side in ("chosen", "rejected")
+)
 
 
 def _masks(member: Member) -> list[str]:
-    """The masks it takes, one for each field through which it reaches the policy."""
-    return [name for name in ("mask", "mask_chosen", "mask_rejected") if member.takes(name)]
+    """The masks it takes: for each field through which it reaches the policy, that of its steps."""
+    sides = [name.split("_")[1] for name in _learned(member) if name in _SIDES]
+    return [name for name in ("mask", *(f"mask_{side}" for side in sides)) if member.takes(name)]
 
 
 def _step(member: Member, module: nn.Module, seed: int) -> dict[str, Any]:

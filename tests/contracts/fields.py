@@ -90,7 +90,10 @@ def _side(letters: str) -> dict[str, Maker]:
 
 def _sides() -> dict[str, Field]:
     both = (("chosen", "B T"), ("rejected", "B S"))
-    return {f"{name}_{side}": Field(of, make) for side, of in both for name, make in _side(of).items()}
+    found = {f"{name}_{side}": Field(of, make) for side, of in both for name, make in _side(of).items()}
+    # after a prompt that holds a draft the samples have the same steps
+    drafted = {name: field for name, field in found.items() if name.startswith("logp")}
+    return found | {f"{name}_given_{of}": field for name, field in drafted.items() for of in ("chosen", "rejected")}
 
 
 def _scores(draw: Draw) -> Tensor:
@@ -110,6 +113,7 @@ FIELDS: dict[str, Field] = {
         for of in ("", "_ref")
         for side in ("chosen", "rejected")
     },
+    "preference": Field("B", lambda d: d.normal("B").sigmoid()),
     "desirable": Field("P G", lambda d: d.normal("P G") > 0),
     "reference_point": Field("", lambda d: d.normal("P").abs().mean()),
     "mask": Field("P G T", _mask),
@@ -232,6 +236,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"loss_type": "hinge", "gamma_beta_ratio": 0.0},
         {"sft_weight": 0.5, "alpha": 0.2, "label_smoothing": 0.1},
         {"length_normalised": False},
+    ],
+    "objectives.srpo": [
+        {"beta": 1.0, "alpha": 0.3, "gen_scale": 0.25},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
     ],
     "objectives.tgdpo": [
         {"alpha": 3.0, "beta": 1.0},

@@ -30,6 +30,12 @@ PREFERENCES = {
     "adapters": {"policy.lora.rank": 4},
     "kto": {"objective": "kto"},
     "precompute": {"preference.precompute": "true"},
+    "drafts": {
+        "objective": "srpo",
+        "policy.revision": "{prompt}{draft}{prompt}",
+        "preference.precompute": "true",
+        "evaluation.revisions": 1,
+    },
 }
 
 
@@ -147,5 +153,6 @@ def test_two_processes_make_the_preference_trajectory_of_one(workplace, monkeypa
             "reference_point",
             "eval/loss",
             "eval/sampled/quality",
+            "eval/revised_1/quality",
         ):
             assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key

@@ -14,8 +14,9 @@ from guerdon.errors import BindingError, DataError, RecipeError
 from guerdon.language.data import read_rows
 from guerdon.language.policy import LanguagePolicy
 from guerdon.language.preferences import Singles, preference_rows
-from guerdon.language.tasks import topics
-from guerdon.objectives import aot, copo_loss, cpo, dpo, kto, orpo, simpo
+from guerdon.language.tasks import drafts, topics
+from guerdon.language.tasks.stream import Stream
+from guerdon.objectives import aot, copo_loss, cpo, dpo, kto, orpo, simpo, srpo
 from guerdon.recipes.schema import load_recipe
 from guerdon.report import read_run, write_report
 from guerdon.training import Optim, Preference, Supervised
@@ -37,6 +38,7 @@ def policy(*, lora: bool = False, reference: bool = True, seed: int = 0) -> Lang
         max_new_tokens=13,
         dtype="float64",
         lora={"rank": 2} if lora else None,
+        revision=drafts.REVISION,
     )
     if reference:
         found.keep_reference()
@@ -58,7 +60,7 @@ def apart(first, second) -> float:
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-@pytest.mark.parametrize("objective", [dpo, partial(simpo, sft_weight=0.5), cpo, orpo, kto])
+@pytest.mark.parametrize("objective", [dpo, partial(simpo, sft_weight=0.5), cpo, orpo, kto, srpo])
 def test_micro_batches_change_nothing(objective):
     rows = Singles(PAIRS) if objective is kto else PAIRS
     (whole, first), (parts, second) = (trained(objective, rows=rows, micro_batch=size) for size in (None, 3))
@@ -94,12 +96,12 @@ def test_it_learns_to_rank():
     assert found.histograms["reward_chosen"]["edges"][0] < found.histograms["reward_chosen"]["edges"][-1]
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_reference_scored_beforehand_is_the_same(lora, tmp_path):
-    live, _ = trained(dpo, policy=policy(lora=lora))
+@pytest.mark.parametrize(("objective", "lora"), [(dpo, False), (dpo, True), (srpo, True)])
+def test_a_reference_scored_beforehand_is_the_same(objective, lora, tmp_path):
+    live, _ = trained(objective, policy=policy(lora=lora))
     start = policy(lora=lora, reference=False)
     scores = ReferenceScores(start, PAIRS, live.form.pack, batch=5)
-    kept, _ = trained(dpo, policy=start, reference=scores)
+    kept, _ = trained(objective, policy=start, reference=scores)
     assert not start._reference
     assert apart(weights(live), weights(kept)) < 1e-9
     files = list((tmp_path / "cache/reference").iterdir())
@@ -180,6 +182,107 @@ def test_a_guide_gives_a_field():
     trained(guided, steps=1, guides={"guide": policy(seed=1)})
     with pytest.raises(BindingError, match="logp_guide_chosen"):
         trained(guided, steps=1)
+
+
+# pairs with drafts
+
+SIX = [f"{side}{draft}" for draft in ("", "_given_chosen", "_given_rejected") for side in ("chosen", "rejected")]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_samples_are_scored_as_revisions_of_either(lora):
+    """By policy and reference alike, each after the prompt that `policy.revision` makes of the draft."""
+    who, rows, seen = policy(lora=lora), PAIRS[:4], {}
+    start = policy(lora=lora)
+    with torch.no_grad():
+        for parameter in who.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+    def objective(
+        logp_chosen, logp_rejected,
+        logp_chosen_given_chosen, logp_rejected_given_chosen,
+        logp_chosen_given_rejected, logp_rejected_given_rejected,
+        logp_ref_chosen, logp_ref_rejected,
+        logp_ref_chosen_given_chosen, logp_ref_rejected_given_chosen,
+        logp_ref_chosen_given_rejected, logp_ref_rejected_given_rejected,
+        mask_chosen, mask_rejected,
+    ):  # fmt: skip
+        seen.update({name: value for name, value in locals().items() if isinstance(value, torch.Tensor)})
+        return srpo(**seen)
+
+    loop = Preference(who, rows, objective, batch_size=4, optim=Optim(lr=0.0))
+    loop.sampler.shuffle = False
+    found = loop.step()
+    for p, row in enumerate(rows):
+        for name in SIX:
+            side, _, draft = name.partition("_given_")
+            prompt = row["prompt"] + (row[draft] + row["prompt"] if draft else "")
+            packed = who.pack([prompt], [[row[side]]])
+            n = int(packed.mask.sum())
+            with torch.no_grad():
+                expected = {"logp": who.log_prob(packed).logp, "logp_ref": start.start_log_prob(packed)}
+            assert seen[f"mask_{side}"][p].sum() == n
+            for of, value in expected.items():
+                assert torch.allclose(seen[f"{of}_{name}"][p, :n], value[0, 0, :n], atol=1e-9), (of, name)
+    assert seen["logp_chosen_given_rejected"].requires_grad
+    # the reference of a revision is not that of an answer
+    assert (seen["logp_ref_chosen_given_rejected"] - seen["logp_ref_chosen"]).nan_to_num().abs().max() > 1e-2
+    assert found["tokens"] == 3 * sum(len(row["chosen"]) + len(row["rejected"]) + 2 for row in rows)
+    assert found["length_chosen"] == pytest.approx(sum(len(row["chosen"]) + 1 for row in rows) / 4)
+
+
+def test_learning_to_answer_and_to_revise():
+    loop, steps = trained(partial(srpo, alpha=0.5), policy=policy(lora=True), steps=15, batch_size=24)
+    assert steps[0]["loss"] == pytest.approx(1 - 0.5 / 2)
+    assert steps[0]["draft_cut"] == 0.0
+    assert steps[-1]["self_improvement_loss"] < 0.4
+    assert steps[-1]["generative_loss"] < 0.8
+    assert steps[-1]["accuracy"] > 0.6
+    judged = loop.evaluate(PAIRS[:]).metrics
+    assert judged["eval/loss"] < 0.6
+    assert {"eval/margin", "eval/likelihood_accuracy", "eval/draft_cut"} <= set(judged)
+
+
+def test_a_preference_column_is_the_aim():
+    """Ties pull at nothing, and certain ones at the same as without the column."""
+    rows = PAIRS[:8]
+    ties, certain = ([{**row, "preference": p} for row in rows] for p in (0.5, 1))
+    loop, (metrics,) = trained(srpo, rows=ties, steps=1)
+    assert metrics["loss"] == pytest.approx(0.0, abs=1e-12)
+    assert apart(weights(loop), weights(trained(srpo, rows=rows, steps=1)[0])) > 1e-4
+    same = [weights(trained(srpo, rows=given, steps=1)[0]) for given in (certain, rows)]
+    assert apart(*same) == 0.0
+
+
+def test_pairs_of_the_same_sample_are_left_out():
+    same = {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}
+    rows = [same, *PAIRS[:8], same]
+    with pytest.warns(UserWarning, match="2 of 10 pairs are left out"):
+        loop, _ = trained(srpo, rows=rows, steps=2)
+    assert len(loop.rows) == 8
+    assert loop.rows[7]["chosen"] == PAIRS[7]["chosen"]
+    plain, _ = trained(srpo, rows=PAIRS[:8], steps=2)
+    assert apart(weights(loop), weights(plain)) == 0.0
+    with pytest.warns(UserWarning, match="1 of 3 pairs"):
+        found = loop.evaluate([*PAIRS[:2], same])
+    assert sum(found.histograms["margin"]["counts"]) == 2
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DataError, match="no pair is left"):
+        Preference(policy(), [same], srpo)
+    endless = Preference(policy(), Stream(lambda i: same), srpo, batch_size=2)
+    with pytest.raises(DataError, match="chosen and rejected are the same"):
+        endless.step()
+    # a loss without drafts loses nothing by them
+    assert len(trained(dpo, rows=rows, steps=1)[0].rows) == 10
+
+
+def test_drafts_that_do_not_fit_are_cut_and_counted():
+    """64 positions, of which 41 are for the longest sample and its end, and 3 for the prompt: 20 are left for a draft."""
+    rows = [{**PAIRS[i], "chosen": "ab" * half, "rejected": "cd"} for i, half in enumerate((3, 10, 20))]
+    _, (metrics,) = trained(srpo, rows=rows, batch_size=3, steps=1)
+    assert metrics["draft_cut"] == pytest.approx((0 + 0 + 1 / 2) / 3)
+    _, (metrics,) = trained(srpo, rows=rows[:2], batch_size=2, steps=1)
+    assert metrics["draft_cut"] == 0.0
 
 
 def test_what_does_not_fit():
@@ -323,6 +426,40 @@ def test_a_resumed_run_is_the_same(workplace):
     assert set(ours) == set(theirs)
     last = [read_run(workplace / "runs" / name).metrics[-1]["step"] for name in ("straight", "stopped")]
     assert last == [4, 4]
+
+
+@pytest.mark.parametrize("precompute", ["true", "false"])
+def test_srpo_on_ones_own_data(workplace, precompute):
+    same = {"prompt": "A", "chosen": "ae", "rejected": "ae"}
+    path = workplace / "pairs.jsonl"
+    path.write_text(json.dumps(same) + "\n" + path.read_text())
+    watch = ["--watch.quality", "guerdon.language.tasks.topics:quality", "--policy.revision", "{prompt}{draft}{prompt}"]
+    with pytest.warns(UserWarning, match="1 of 25 pairs are left out"):
+        run("srpo", "a", "--preference.precompute", precompute, "--policy.lora", "{rank: 2}", *watch)
+    found = read_run(workplace / "runs/a")
+    last = found.metrics[-1]
+    assert {"generative_loss", "draft_cut", "eval/accuracy", "eval/revised_1/quality_win_rate"} <= set(last)
+    assert found.recipe["policy"]["revision"].count("{draft}") == 1
+    assert "Implicit reward" in write_report(workplace / "runs/a").read_text()
+    with pytest.warns(UserWarning, match="1 of 25 pairs"):
+        assert main(["resume", "runs/a", "--steps", "5"]) == 0
+
+
+def test_srpo_as_it_can_be_tried(workplace):
+    few = ["--steps", "2", "--warm_start.steps", "2", "--evaluation.size", "8", "--prompts_per_step", "4"]
+    assert main(["train", "srpo", "--run.name", "trial", *few]) == 0
+    last = read_run(workplace / "runs/trial").metrics[-1]
+    assert {f"eval/{mode}/quality" for mode in ("sampled", "revised_1", "revised_2")} <= set(last)
+    lines = (workplace / "runs/trial/samples.jsonl").read_text().splitlines()
+    modes = {json.loads(line).get("mode") for line in lines}
+    assert {"sampled", "revised_1", "revised_2"} <= modes
+
+
+def test_revisions_need_samples():
+    with pytest.raises(RecipeError, match=r"evaluation\.revisions: revises the samples of a language policy"):
+        load_recipe("srpo", {"evaluation.samples": 0})
+    with pytest.raises(RecipeError, match=r"evaluation\.revisions"):
+        load_recipe("shapes", {"evaluation.revisions": 1})
 
 
 def test_warm_start_on_chosen_samples(workplace):

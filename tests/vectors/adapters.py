@@ -61,15 +61,17 @@ from guerdon.objectives import (
     simpo,
     slic,
     sppo,
+    srpo,
     tgdpo,
 )
 from guerdon.objectives.copg import contrast
 from guerdon.objectives.demonstration import demonstration, demonstration_value, q_values, value_terms
 from guerdon.objectives.kl import kl_estimate
 from guerdon.objectives.kto import kto_reference_point
-from guerdon.objectives.pairs import sequence_logp
+from guerdon.objectives.pairs import Sides, sequence_logp
 from guerdon.objectives.real import relative_scores
 from guerdon.objectives.reward_difference import reward_pairs
+from guerdon.objectives.srpo import srpo_terms
 from guerdon.rewards import appeal
 from guerdon.rewards.closeness import block_shares, box_field
 from guerdon.rewards.density_ratio import log_density_ratio
@@ -706,6 +708,31 @@ def token_guidance(inputs: Values) -> Values:
     }
 
 
+def self_improvement(inputs: Values) -> Values:
+    names = ("w", "l", "w_given_w", "l_given_w", "w_given_l", "l_given_l")
+    logps, refs = ([tensor(inputs[f"{of}_{name}"])[:, None] for name in names] for of in ("logp", "ref_logp"))
+    live = torch.ones_like(logps[0], dtype=torch.bool)
+    options = {name: inputs[name] for name in ("beta", "alpha", "gen_scale") if name in inputs}
+    fields = [*(logp.requires_grad_() for logp in logps), *refs, live, live]
+    fields += [tensor(inputs["preference"])] if "preference" in inputs else []
+    found = srpo(*fields, **options)
+    loss = found.total / found.count
+    loss.backward()
+    sides = [
+        Sides(*(a.detach() - b for a, b in zip(logps[i : i + 2], refs[i : i + 2], strict=True))) for i in (0, 2, 4)
+    ]
+    terms = srpo_terms(*(Sides(*(part[:, 0] for part in pair)) for pair in sides), *fields[14:], beta=inputs["beta"])
+    assert torch.allclose(found.metrics["generative_loss"], terms.generative.mean())
+    assert torch.allclose(found.metrics["self_improvement_loss"], terms.self_improvement.mean())
+    return {
+        "losses": _pair_by_pair(srpo, *fields, **options),
+        "loss": loss,
+        "generative_loss": terms.generative,
+        "self_improvement_loss": terms.self_improvement,
+        **{f"grad_logp_{name}": logp.grad[:, 0] for name, logp in zip(names, logps, strict=True)},
+    }
+
+
 def reward_gradients(inputs: Values) -> Values:
     times, levels, noise, target = (tensor(inputs[name]) for name in ("times", "alpha_bar", "noise", "target"))
     u, eta, outputs = tensor(inputs["u"]), inputs["eta"], {}
@@ -818,6 +845,7 @@ ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "reno": noise_search,
     "implicit-reward": implicit_rewards,
     "simpo": length_normalised_preferences,
+    "srpo": self_improvement,
     "tgdpo": token_guidance,
     "sweet-spot": tiers,
     "vade": variance_aware,

@@ -31,6 +31,7 @@ MEMBERS = {
     "real": "real",
     "reno": "reno",
     "simpo": "simpo",
+    "srpo": "srpo",
     "sweet-spot": "sweet_spot",
     "tgdpo": "tgdpo",
     "vade": "vade",

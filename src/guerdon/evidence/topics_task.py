@@ -12,7 +12,7 @@ import torch
 from guerdon import cache
 from guerdon.language.policy import LanguagePolicy
 from guerdon.language.preferences import Singles
-from guerdon.language.tasks import topics
+from guerdon.language.tasks import Task, topics
 from guerdon.objectives.dpo import dpo
 from guerdon.signal import Signal
 from guerdon.training.evaluation import evaluate
@@ -25,13 +25,14 @@ MAX_NEW_TOKENS = 16
 HELD_OUT_PAIRS = 1000
 
 
-def base_policy(seed: int, *, steps: int = 300, length: int | None = None) -> LanguagePolicy:
+def base_policy(seed: int, *, steps: int = 300, length: int | None = None, task: Task = topics.TASK) -> LanguagePolicy:
     """The policy after `steps` supervised steps of 64 demonstrations: trained once, then read from the cache.
 
     Args:
         seed: of its weights and of the demonstrations.
         steps: supervised steps.
         length: letters of every sample; None = it ends when it likes.
+        task: with the model of `topics`, and demonstrations of its own.
     """
     policy = LanguagePolicy.load(
         topics.model(seed),
@@ -42,10 +43,10 @@ def base_policy(seed: int, *, steps: int = 300, length: int | None = None) -> La
 
     def make() -> dict[str, torch.Tensor]:
         optim = Optim(lr=3e-3, warmup_steps=20, weight_decay=0.01)
-        Supervised(policy, topics.demonstrations(seed), batch_size=64, optim=optim, steps=steps, seed=seed).run(steps)
+        Supervised(policy, task.demonstrations(seed), batch_size=64, optim=optim, steps=steps, seed=seed).run(steps)
         return policy.model.state_dict()
 
-    policy.model.load_state_dict(cache.weights("bases", "topics", {"seed": seed, "steps": steps}, make))
+    policy.model.load_state_dict(cache.weights("bases", task.name, {"seed": seed, "steps": steps}, make))
     return policy
 
 

@@ -9,6 +9,7 @@ MEMBERS = {
     "mix_adapters": "adapters",
     "norm_penalty": "noise",
     "optimise_noise": "noise",
+    "revise": "revision",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
 __all__ = list(MEMBERS)

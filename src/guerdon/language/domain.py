@@ -40,7 +40,7 @@ def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> A
     logging.disable_progress_bar()  # a run shows one display, its own
     options = {
         name: getattr(settings, name)
-        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "dtype", "gradient_checkpointing")
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "dtype", "gradient_checkpointing", "revision")
     }
     task = find(settings.model) if settings.model in TASKS else None
     if base is not None:

@@ -16,6 +16,7 @@ from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, 
 from guerdon.language.backbone import Backbone
 from guerdon.language.generation import Generation, Uniforms, generate
 from guerdon.language.probe import probe
+from guerdon.language.revision import TEMPLATE, check_template, revision_prompt
 from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout
 
@@ -62,9 +63,12 @@ class LanguagePolicy(nn.Module):
         gradient_checkpointing: bool = False,
         critic: bool = False,
         logprob_chunk: int | None = None,
+        revision: str = TEMPLATE,
     ) -> None:
         super().__init__()
         _check_settings(max_new_tokens, temperature, top_p, top_k, min_new_tokens)
+        check_template(revision)
+        self.revision = revision
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
@@ -100,6 +104,7 @@ class LanguagePolicy(nn.Module):
         critic: bool = False,
         trust_remote_code: bool = False,
         logprob_chunk: int | None = None,
+        revision: str = TEMPLATE,
     ) -> LanguagePolicy:
         """Load a policy from a folder, from the hub, or around a model that is there already.
 
@@ -117,6 +122,8 @@ class LanguagePolicy(nn.Module):
             critic: add a linear head that values every step.
             trust_remote_code: run model code that comes with the files.
             logprob_chunk: rows whose logits are held at once; None = as many as make 16M logits.
+            revision: the text of a prompt that asks for a better answer than a draft, with the slots {prompt} and {draft};
+                see `revision_prompts`.
 
         Raises:
             RecipeError: a setting is out of range or unknown, or the tokenizer is missing.
@@ -155,6 +162,7 @@ class LanguagePolicy(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
             critic=critic,
             logprob_chunk=logprob_chunk,
+            revision=revision,
         )
         if policy.critic is not None and source is not None and (Path(source) / _CRITIC_FILE).exists():
             from safetensors.torch import load_file
@@ -269,18 +277,62 @@ class LanguagePolicy(nn.Module):
             ) from error
 
     def _checked(self, index: int, prompt: Any, ids: list[int], room: int, keep: int | None) -> list[int]:
-        if ids[:2] == [self.tokenizer.bos_token_id] * 2:
-            ids = ids[1:]  # the text brings the opening token that the tokenizer adds
+        ids = self._opened_once(ids)
         if not ids:
             raise DataError(f"language.policy: prompt {index} is empty. It is {prompt!r:.200}.")
         ids = ids if keep is None else ids[-keep:]
-        longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and len(ids) + room > longest:
+        if (excess := self._excess(ids, room)) > 0:
             raise DataError(
                 f"language.policy: prompt {index} is too long: its {len(ids)} tokens and {room} to follow "
-                f"(max_new_tokens, or the completion) are more than the {longest} positions of the model."
+                f"(max_new_tokens, or the completion) are more than the {len(ids) + room - excess} positions of the model."
             )
         return ids
+
+    def _opened_once(self, ids: list[int]) -> list[int]:
+        # the text may bring the opening token that the tokenizer adds
+        return ids[1:] if ids[:2] == [self.tokenizer.bos_token_id] * 2 else ids
+
+    def _excess(self, ids: list[int], room: int) -> int:
+        """How many tokens of a prompt are more than the model has positions for, with `room` to follow; 0 if none."""
+        longest = getattr(self.backbone.causal.config.get_text_config(), "max_position_embeddings", None)
+        return 0 if longest is None else max(len(ids) + room - longest, 0)
+
+    def revision_prompts(
+        self, prompts: Sequence[Any], drafts: Sequence[str | None], room: int | None = None
+    ) -> tuple[list[Any], list[bool]]:
+        """Prompts that ask for a better answer than a draft, by the template `revision`.
+
+        A draft that leaves too few positions for the answer is cut at its end; the prompt and the template never are.
+
+        Args:
+            prompts: P texts or message lists (see `revision.revision_prompt`).
+            drafts: P answers to improve; None = the prompt stays as it is.
+            room: tokens that must fit after each prompt; None = `max_new_tokens`.
+
+        Returns:
+            P prompts, and for each whether its draft was cut.
+
+        Raises:
+            DataError: a prompt is no text and does not end in a text of the user's.
+        """
+        room = self.max_new_tokens if room is None else room
+        filled = [
+            prompt if draft is None else revision_prompt(self.revision, prompt, draft)
+            for prompt, draft in zip(prompts, drafts, strict=True)
+        ]
+        cut, times = [False] * len(filled), self.revision.count("{draft}")
+        for index, ids in enumerate(self._prompt_ids(filled)):
+            draft, excess = drafts[index], self._excess(self._opened_once(ids), room)
+            if draft is None or not excess:
+                continue
+            cut[index], kept = True, self._completion_ids([draft])[0]
+            while excess and kept:
+                # cut where tokens meet, and a text read again may have a few tokens more
+                kept = kept[: max(len(kept) + -excess // times, 0)]
+                draft = self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+                filled[index] = revision_prompt(self.revision, prompts[index], draft)
+                excess = self._excess(self._opened_once(self._encode_one(index, filled[index])), room)
+        return filled, cut
 
     def sample(
         self,
@@ -475,6 +527,7 @@ class LanguagePolicy(nn.Module):
         self,
         prompts: Sequence[Any],
         completions: Sequence[Sequence[Any]],
+        drafts: Sequence[Any] | None = None,
         *,
         end: bool = True,
         max_prompt: int | None = None,
@@ -485,12 +538,14 @@ class LanguagePolicy(nn.Module):
         Args:
             prompts: P texts or message lists.
             completions: P lists of G texts (or of one assistant's message each).
+            drafts: P answers that the completions are revisions of; they go into the prompts by `revision_prompts`, with
+                room for `max_new_tokens` at least. None in place of one = the prompt as it is.
             end: add an end token to each completion.
             max_prompt: tokens of a longer prompt that are kept, its last ones; None = all.
             max_completion: tokens of a longer completion that are kept, its first ones; None = all.
 
         Returns:
-            A rollout; `logp_old` is zero.
+            A rollout; `logp_old` is zero. With drafts it has `extras["draft_cut"]` bool [P].
 
         Raises:
             DataError: naming the row that cannot be used.
@@ -503,6 +558,11 @@ class LanguagePolicy(nn.Module):
         ]
         rows = [(self._ended(ids) if end else ids)[:max_completion] for ids in self._completion_ids(texts)]
         longest = max(1, *map(len, rows))
+        extras: dict[str, Any] = {}
+        if drafts is not None:
+            texts = [None if draft is None else self._answer(draft, f"draft {p}") for p, draft in enumerate(drafts)]
+            prompts, cut = self.revision_prompts(prompts, texts, max(longest, self.max_new_tokens))
+            extras["draft_cut"] = torch.tensor(cut, device=self.device)
         prompt_ids, prompt_mask = self.encode(prompts, room=longest, keep=max_prompt)
         shape = (len(prompts), size, longest)
         lengths = torch.tensor([len(row) for row in rows])
@@ -518,6 +578,7 @@ class LanguagePolicy(nn.Module):
             },
             mask=mask,
             logp_old=torch.zeros(shape, device=self.device),
+            extras=extras,
             indices=list(range(len(prompts))),
         )
 

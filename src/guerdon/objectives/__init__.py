@@ -32,6 +32,7 @@ MEMBERS = {
     "simpo": "simpo",
     "slic": "slic",
     "sppo": "sppo",
+    "srpo": "srpo",
     "tgdpo": "tgdpo",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)

@@ -176,6 +176,11 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
             f"mini_batches: prompts_per_step = {recipe.prompts_per_step} is not a multiple of mini_batches = "
             f"{recipe.mini_batches}; every mini-batch holds whole groups."
         )
+    if recipe.evaluation.revisions and (recipe.policy.kind != "language" or not recipe.evaluation.samples):
+        raise RecipeError(
+            "evaluation.revisions: revises the samples of a language policy; it needs kind: language and evaluation.samples "
+            "of 1 or more. Set it to 0."
+        )
     if not complete:
         return
     if recipe.policy.model is None:

@@ -10,7 +10,7 @@ from guerdon.components import Component
 
 
 def _set(default: Any, text: str, **limits: Any) -> Any:
-    """A setting: default, one line of help, and limits (`at_least`, `at_most`, `above`) or the component's stage."""
+    """A setting: default, one line of help, and limits (`at_least`, `at_most`, `above`, `contains`) or the component's stage."""
     metadata = {"help": text, **limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
@@ -39,6 +39,11 @@ class Policy:
     lora: Lora | None = _set(None, "train adapters instead of all weights; {} for the defaults")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = _set("float32", "of the weights")
     gradient_checkpointing: bool = _set(False, "less memory, one more forward pass")
+    revision: str = _set(
+        "{prompt}\n\nA draft of the answer:\n{draft}\n\nA better answer:\n",
+        "the prompt that asks for a better answer than a draft, where an objective or evaluation.revisions has drafts",
+        contains=("{prompt}", "{draft}"),
+    )
 
 
 @dataclass
@@ -161,6 +166,7 @@ class Evaluation:
     size: int = _set(400, "prompts", at_least=1)
     samples: int = _set(1, "samples per prompt at the policy's temperature; 0 = none", at_least=0)
     greedy: bool = _set(True, "also one greedy sample per prompt")
+    revisions: int = _set(0, "times the policy revises its samples, which are measured after each", at_least=0)
 
 
 @dataclass

@@ -108,7 +108,7 @@ def read_samples(path: Path, notes: list[str]) -> Samples:
             texts = current[1].setdefault(index, (cut(record.get("prompt", ""), TEXT), []))[1]
             texts.append(_shown(record.get("sample", "")))
     modes = {key[0] for key in ends["before"].keys() & ends["after"].keys()}
-    mode = "greedy" if "greedy" in modes else min(modes, default="")
+    mode = next((name for name in ("greedy", "sampled") if name in modes), min(modes, default=""))
     pairs = [
         _pair(before, ends["after"][key])
         for key, before in ends["before"].items()

@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from guerdon.errors import RecipeError
+from guerdon.inference.revision import revise
 from guerdon.rollout import Rollout, join
 from guerdon.signal import Signal
 from guerdon.training.loop import mix_seed
@@ -18,7 +20,7 @@ class Evaluation(NamedTuple):
     """What an evaluation found.
 
     Attributes:
-        metrics: `eval/greedy/<component>` and `eval/sampled/<component>`: mean raw score.
+        metrics: `eval/greedy/<component>`, `eval/sampled/<component>`, `eval/revised_<k>/<component>`: mean raw score.
         rollouts: mode -> the samples with their scores, [P][1] or [P][samples].
     """
 
@@ -34,6 +36,7 @@ def evaluate(
     *,
     greedy: bool = True,
     samples: int = 1,
+    revisions: int = 0,
     batch: int = 512,
     seed: int = 0,
     accelerator: Accelerator | None = None,
@@ -47,6 +50,7 @@ def evaluate(
         signal: whose rewards (and watched rewards) are called.
         greedy: take the most likely step everywhere, once a prompt.
         samples: samples a prompt at the policy's temperature; 0 = none.
+        revisions: times the policy revises these samples, which are scored after each; see `inference.revise`.
         batch: prompts sampled at a time and process.
         seed: of the samples; the same seed gives the same samples from the same policy.
         accelerator: the processes to share the work.
@@ -57,41 +61,53 @@ def evaluate(
 
     Raises:
         ScoreError: a reward failed and the signal says `stop`.
+        RecipeError: revisions are asked for, and a reward reads the reference's log-probabilities.
     """
     if not len(rows):
         return Evaluation({}, {})
-    modes = ([("greedy", 1)] if greedy else []) + ([("sampled", samples)] if samples else [])
+    if revisions and signal.needs("logp_ref"):
+        raise RecipeError(
+            "evaluation.revisions: a reward reads logp_ref, which revisions have not: their prompts hold drafts. Use 0."
+        )
+    chain = ["sampled", *(f"revised_{k}" for k in range(1, revisions + 1))]
+    modes = ([(["greedy"], 1)] if greedy else []) + ([(chain, samples)] if samples else [])
     metrics: dict[str, float] = {}
     rollouts: dict[str, Rollout] = {}
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for mode, size in modes:
-        parts = []
+    for names, size in modes:
+        parts: dict[str, list[Rollout]] = {name: [] for name in names}
         for chunk in _chunks(len(rows), batch * processes):
             # every process takes part in every round, so that sharded models stay in step
             mine = chunk[rank::processes] or chunk[:1]
             picked = [rows[i] for i in mine]
             prompts = [row["prompt"] for row in picked]
             seeds = [mix_seed(seed, i, 1) for i in mine]
-            rollout = policy.sample(prompts, size, seeds, greedy=mode == "greedy", module=module)
-            if signal.needs("logp_ref"):
-                rollout = rollout.update({"logp_ref": policy.reference_log_prob(rollout, module=module)})
-            columns = {name: [row.get(name) for row in picked] for name in picked[0] if name != "prompt"}
-            rollout = rollout.update({"columns": columns, "indices": list(mine), "steps": {}})
-            parts.append(signal.score(rollout))
-        found = join(parts)
-        if processes > 1:
-            found = join(gather_object([found.to("cpu")]))
-            first = {index: position for position, index in reversed(list(enumerate(found.indices)))}
-            found = found.select([first[i] for i in range(len(rows))])
-        rollouts[mode] = found
-        assert found.scores is not None
-        for k, name in enumerate(found.score_names):
-            metrics[f"eval/{mode}/{name}"] = found.scores[..., k].nanmean().item()
-        for k, name in enumerate(signal.watch):
-            metrics[f"eval/{mode}/{name}"] = found.extras["watched"][..., k].nanmean().item()
-        # a reward of that name keeps it
-        metrics.setdefault(f"eval/{mode}/length", found.mask.sum(-1).float().mean().item())
+            options = {"revisions": len(names) - 1, "group_size": size, "greedy": names == ["greedy"]}
+            for name, rollout in zip(names, revise(policy, prompts, seeds, **options, module=module), strict=True):
+                if signal.needs("logp_ref"):
+                    rollout = rollout.update({"logp_ref": policy.reference_log_prob(rollout, module=module)})
+                columns = {name: [row.get(name) for row in picked] for name in picked[0] if name != "prompt"}
+                rollout = rollout.update({"columns": columns, "indices": list(mine), "steps": {}})
+                parts[name].append(signal.score(rollout))
+        for mode, scored in parts.items():
+            found = join(scored)
+            if processes > 1:
+                found = join(gather_object([found.to("cpu")]))
+                first = {index: position for position, index in reversed(list(enumerate(found.indices)))}
+                found = found.select([first[i] for i in range(len(rows))])
+            rollouts[mode] = found
+            metrics |= _means(mode, found, signal)
     return Evaluation(metrics, rollouts)
+
+
+def _means(mode: str, found: Rollout, signal: Signal) -> dict[str, float]:
+    assert found.scores is not None
+    watched = found.extras.get("watched")
+    means = {name: found.scores[..., k].nanmean().item() for k, name in enumerate(found.score_names)}
+    means |= {name: watched[..., k].nanmean().item() for k, name in enumerate(signal.watch) if watched is not None}
+    # a reward of that name keeps it
+    means.setdefault("length", found.mask.sum(-1).float().mean().item())
+    return {f"eval/{mode}/{name}": mean for name, mean in means.items()}
 
 
 def _chunks(count: int, size: int) -> Iterator[range]:

@@ -6,16 +6,18 @@ row, drafts in the prompt) brings a class of this shape and a line in `FORMS`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from guerdon.errors import BindingError
+from guerdon.errors import BindingError, DataError
 from guerdon.objectives.kto import kto_reference_point
 from guerdon.rollout import Rollout
 from guerdon.stages import check, label, signature
+from guerdon.training.loop import data_length
 
 Row = Mapping[str, Any]
 Scores = dict[str, Tensor]  # `logp`, `logp_ref`, ... -> [P, G, T]
@@ -33,8 +35,12 @@ class Form(Protocol):
         """The fields that there will be for scores of these names."""
         ...
 
+    def usable(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows that can be learnt from; of those that are left out a warning gives the number."""
+        ...
+
     def pack(self, policy: Any, rows: Sequence[Row]) -> Rollout:
-        """The samples of some rows, to be scored; its prompts are those of whole rows, in order."""
+        """The samples of some rows, to be scored; its prompts are those of whole rows, in order, the same number a row."""
         ...
 
     def fields(self, rollout: Rollout, scores: Scores) -> dict[str, Any]:
@@ -80,6 +86,10 @@ class Paired:
     def names(self, scored: Sequence[str]) -> set[str]:
         """The scores and the mask of either side, and the mean length of chosen samples."""
         return {name + suffix for name in (*scored, "mask") for suffix in self.suffixes} | {"mean_length_chosen"}
+
+    def usable(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All of them."""
+        return rows
 
     def pack(self, policy: Any, rows: Sequence[Row]) -> Rollout:
         """Chosen first, then rejected."""
@@ -135,6 +145,10 @@ class Unpaired:
         """The scores, the mask, the label and the reference point."""
         return {*scored, "mask", "desirable", "reference_point"}
 
+    def usable(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """All of them."""
+        return rows
+
     def pack(self, policy: Any, rows: Sequence[Row]) -> Rollout:
         """One completion a row."""
         rollout = policy.pack([row["prompt"] for row in rows], [[row["completion"]] for row in rows])
@@ -189,8 +203,94 @@ class Unpaired:
         return found
 
 
+class Revised(Paired):
+    """Both samples after the prompt and after prompts that hold one of them as a draft: [3 B, 2, T], row by row."""
+
+    drafts = ("", "_given_chosen", "_given_rejected")
+
+    def names(self, scored: Sequence[str]) -> set[str]:
+        """The scores of either side after each prompt; masks of either side, which are the same after all."""
+        sides = [name + suffix for name in scored for suffix in self.suffixes]
+        return {side + draft for side in sides for draft in self.drafts} | {f"mask{suffix}" for suffix in self.suffixes}
+
+    def usable(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Those with two different samples: of equal ones neither is preferred, and the pair would contradict itself."""
+        count = data_length(rows)
+        if count is None or isinstance(rows, _Kept):
+            return rows  # rows without end are looked at when they are packed
+        kept = [
+            start + i
+            for start in range(0, count, 1024)
+            for i, row in enumerate(rows[start : start + 1024])
+            if _differ(row)
+        ]
+        if len(kept) == count:
+            return rows
+        warnings.warn(
+            f"{count - len(kept)} of {count} pairs are left out: their chosen and rejected samples are the same, so that "
+            "neither is preferred.",
+            UserWarning,
+            stacklevel=3,
+        )
+        if not kept:
+            raise DataError("data: no pair is left: in all of them chosen and rejected are the same.")
+        return _Kept(rows, kept)
+
+    def pack(self, policy: Any, rows: Sequence[Row]) -> Rollout:
+        """A prompt without draft, one with the chosen sample in it and one with the rejected; then those of the next row."""
+        for row in rows:
+            if not _differ(row):
+                raise DataError(
+                    f"data: chosen and rejected are the same, so that neither is preferred: {row['chosen']!r:.80}."
+                )
+        times = range(len(self.drafts))
+        return policy.pack(
+            [row["prompt"] for row in rows for _ in times],
+            [[row["chosen"], row["rejected"]] for row in rows for _ in times],
+            [draft for row in rows for draft in (None, row["chosen"], row["rejected"])],
+        )
+
+    def fields(self, rollout: Rollout, scores: Scores) -> dict[str, Any]:
+        """Every score, split by draft and side; the mask, split by side."""
+        found = super().fields(_without_drafts(rollout), {})
+        for d, draft in enumerate(self.drafts):
+            for name, value in scores.items():
+                found |= {
+                    f"{name}{suffix}{draft}": value[d :: len(self.drafts), g] for g, suffix in enumerate(self.suffixes)
+                }
+        return found
+
+    def describe(self, rollout: Rollout, logp: Tensor, implicit: Tensor | None) -> Scores:
+        """What there is of pairs, after the prompt without draft; and the share of drafts that had to be cut."""
+        cut = rollout.extras["draft_cut"].view(-1, len(self.drafts))[:, 1:].to(logp.dtype).mean(1)
+        return {**super().describe(_without_drafts(rollout), logp[:: len(self.drafts)], implicit), "draft_cut": cut}
+
+
+def _without_drafts(rollout: Rollout) -> Rollout:
+    return rollout.select(slice(None, None, len(Revised.drafts)))
+
+
+def _differ(row: Row) -> bool:
+    return row["chosen"] != row["rejected"]
+
+
+class _Kept(Sequence[Row]):
+    """Some of the rows, which are not copied."""
+
+    def __init__(self, rows: Sequence[Row], places: list[int]) -> None:
+        self.rows, self.places = rows, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.rows[place] for place in self.places[index]]
+        return self.rows[self.places[index]]
+
+
 # field that an objective names -> the form it wants; the first that fits
-FORMS: dict[str, type[Any]] = {"logp_chosen": Paired, "desirable": Unpaired}
+FORMS: dict[str, type[Any]] = {"logp_chosen_given_rejected": Revised, "logp_chosen": Paired, "desirable": Unpaired}
 
 
 def form_of(objective: Callable[..., Any]) -> Form:

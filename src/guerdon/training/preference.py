@@ -57,7 +57,7 @@ class Preference(Loop):
         policy: see `guerdon.training.policy.Policy`, with `pack`; with `keep_reference()` called where the objective
             reads the reference and it was not scored beforehand.
         rows: data rows: `prompt`, `chosen`, `rejected`; or `prompt`, `completion`, `label` for objectives that name
-            `desirable`.
+            `desirable`. For objectives that name `logp_chosen_given_rejected`, pairs of the same sample twice are left out.
         objective: from log-probabilities to a `Loss`.
         batch_size: rows per update, over all processes.
         micro_batch: rows per forward pass and process; bounds memory and changes nothing else; None = all.
@@ -101,6 +101,7 @@ class Preference(Loop):
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         self.objective, self.form = objective, form_of(objective)
+        rows = self.form.usable(rows)
         self.wanted = signature(objective).fields
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.reference, self.guides = reference, dict(guides or {})
@@ -173,7 +174,7 @@ class Preference(Loop):
         if not len(rows):
             return Judgement({}, {})
         with self.averaged():
-            found = self._judge(rows, reference)
+            found = self._judge(self.form.usable(rows), reference)
         weight = found.pop("count")
         metrics = {"eval/loss": found.pop("loss").sum().item() / max(weight.sum().item(), 1e-12)}
         metrics |= {f"eval/{name}": value.mean().item() for name, value in found.items()}

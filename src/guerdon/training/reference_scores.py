@@ -66,13 +66,13 @@ class ReferenceScores:
 
         Args:
             positions: of the rows.
-            like: the same rows, packed.
+            like: the same rows, packed; where a row has several prompts they stand together.
 
         Raises:
             DataError: the samples have other lengths than when they were scored.
         """
         parts = []
-        for position, mask in zip(positions, like.mask.cpu(), strict=True):
+        for position, mask in zip(positions, _by_row(like.mask.cpu(), len(positions)), strict=True):
             if not torch.equal(self.lengths[position], mask.sum(-1).to(self.lengths.dtype)):
                 raise DataError(
                     f"reference scores: row {position} is not the one that was scored. Remove {self.path} and start again."
@@ -101,8 +101,8 @@ class ReferenceScores:
         for start in range(0, len(positions), self.batch):
             part = positions[start : start + self.batch]
             packed = self.pack(self.policy, [self.rows[i] for i in part])
-            logp = self.policy.start_log_prob(packed)
-            found += [(i, row[mask].cpu()) for i, row, mask in zip(part, logp, packed.mask, strict=True)]
+            logp, masks = (_by_row(x, len(part)) for x in (self.policy.start_log_prob(packed), packed.mask))
+            found += [(i, row[mask].cpu()) for i, row, mask in zip(part, logp, masks, strict=True)]
         return found
 
     def _table(self, scored: list[Tensor] | None) -> dict[str, Tensor]:
@@ -110,8 +110,14 @@ class ReferenceScores:
             scored = [row for _, row in self._score(range(len(self.rows)))]
         lengths = []
         for start in range(0, len(self.rows), 512):
-            lengths.append(self.pack(self.policy, self.rows[start : start + 512]).mask.sum(-1).cpu())
+            rows = self.rows[start : start + 512]
+            lengths.append(_by_row(self.pack(self.policy, rows).mask, len(rows)).sum(-1).cpu())
         return {"logp": torch.cat(scored), "lengths": torch.cat(lengths).to(torch.int32)}
+
+
+def _by_row(steps: Tensor, rows: int) -> Tensor:
+    """[P, G, T] as [rows, samples of a row, T]."""
+    return steps.unflatten(0, (rows, -1)).flatten(1, 2)
 
 
 def _weights(policy: Any) -> str:

@@ -242,7 +242,9 @@ class _Runner:
             raise RecipeError(f"loop: preference needs a language policy; got kind: {recipe.policy.kind}.")
         self.objective = build("objectives", recipe.objective, "objective")
         form = form_of(self.objective)
-        self.data = self.domain.load_preferences(data, form.kind, evaluation=recipe.evaluation, seed=recipe.seed)
+        loaded = self.domain.load_preferences(data, form.kind, evaluation=recipe.evaluation, seed=recipe.seed)
+        # before anything is kept by a row's position
+        self.data = loaded._replace(train=form.usable(loaded.train), held_out=form.usable(loaded.held_out))
         guide = () if recipe.preference.guide is None else ("logp_guide",)
         check_form(self.objective, form, ("logp", "logp_ref", *guide), list(self.data.train[0]))
         # nothing is trained on these: they measure what the policy samples
@@ -545,6 +547,7 @@ class _Runner:
                 signal or self.signal,
                 greedy=settings.greedy,
                 samples=settings.samples,
+                revisions=settings.revisions,
                 seed=self.recipe.seed,
                 accelerator=self.accelerator,
                 module=loop.module,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-TASKS = {"hacking": "hacking", "sort": "sort", "topics": "topics"}  # name -> module of this package that defines TASK
+# name -> module of this package that defines TASK
+TASKS = {"drafts": "drafts", "hacking": "hacking", "sort": "sort", "topics": "topics"}
 
 
 @dataclass(frozen=True)

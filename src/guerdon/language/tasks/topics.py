@@ -122,6 +122,11 @@ def _prompt(topic: str) -> Row:
     return {"prompt": topic, "topic": topic}
 
 
+def random_answer(topic: str, *key: object) -> str:
+    """An answer as demonstrations have them, which follows from the key."""
+    return answer(_generator(*key), topic)
+
+
 def _demonstration(good_share: float, *key: object) -> Row:
     draw = _generator(*key)
     topic = draw.choice(list(GOOD))
