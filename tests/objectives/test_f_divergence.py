@@ -9,7 +9,7 @@ import torch
 
 from guerdon.errors import RecipeError
 from guerdon.objectives.f_divergence import PHI, phi
-from tests.objectives.divergences import F, OTHERS
+from tests.objectives.divergences import OTHERS, F
 
 ALL = sorted(PHI)
 
