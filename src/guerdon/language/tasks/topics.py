@@ -81,14 +81,31 @@ def demonstrations(seed: int, *, good_share: float = GOOD_SHARE) -> Stream:
         seed: of the topics and answers.
         good_share: probability of a good letter.
     """
-    return Stream(lambda i: _demonstration(good_share, "demonstrations", seed, i))
+    return answered(good_share, "demonstrations", seed)
 
 
-def held_out_rows(count: int) -> list[Row]:
-    """Fixed rows with `completion`, the four topics in turn."""
+def answered(good_share: float, *key: object, count: int | None = None) -> Stream:
+    """Rows with `completion` of a quality that can be chosen.
+
+    Args:
+        good_share: probability of a good letter.
+        key: two streams of other keys have nothing in common.
+        count: how many rows; None = without end.
+    """
+
+    def make(i: int) -> Row:
+        draw = _generator(*key, i)
+        topic = draw.choice(list(GOOD))
+        return {**_prompt(topic), "completion": answer(draw, topic, good_share)}
+
+    return Stream(make, count)
+
+
+def held_out_rows(count: int, *, good_share: float = GOOD_SHARE) -> list[Row]:
+    """Fixed rows with `completion`, the four topics in turn; `good_share` as for `answered`."""
     topics = list(GOOD)
     return [
-        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(_generator("held out", i), topic)}
+        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(_generator("held out", i), topic, good_share)}
         for i in range(count)
     ]
 
@@ -122,12 +139,6 @@ def _prompt(topic: str) -> Row:
     return {"prompt": topic, "topic": topic}
 
 
-def _demonstration(good_share: float, *key: object) -> Row:
-    draw = _generator(*key)
-    topic = draw.choice(list(GOOD))
-    return {**_prompt(topic), "completion": answer(draw, topic, good_share)}
-
-
 def answer(draw: random.Random, topic: str, good_share: float = GOOD_SHARE, length: int | None = None) -> str:
     """A random answer to a topic, each letter good for it with probability `good_share`; None = a random length."""
     good = GOOD[topic]
@@ -141,6 +152,11 @@ def _pair(draw: random.Random, length_bias: float, length: int | None) -> Row:
     first, second = answer(draw, topic, length=length), answer(draw, topic, length=length)
     while second == first:  # of the shortest answers, now and then
         second = answer(draw, topic, length=length)
+    return judged(draw, topic, first, second, length_bias)
+
+
+def judged(draw: random.Random, topic: str, first: str, second: str, length_bias: float = 0.0) -> Row:
+    """Two answers as a pair, the better one preferred with probability sigmoid(6 x difference in quality + ...)."""
     odds = SHARPNESS * (share_good(first, topic) - share_good(second, topic)) + length_bias * (len(first) - len(second))
     if draw.random() >= 1 / (1 + math.exp(-odds)):
         first, second = second, first
