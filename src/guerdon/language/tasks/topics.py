@@ -94,7 +94,7 @@ def answered(good_share: float, *key: object, count: int | None = None) -> Strea
     """
 
     def make(i: int) -> Row:
-        draw = _generator(*key, i)
+        draw = generator(*key, i)
         topic = draw.choice(list(GOOD))
         return {**_prompt(topic), "completion": answer(draw, topic, good_share)}
 
@@ -105,7 +105,7 @@ def held_out_rows(count: int, *, good_share: float = GOOD_SHARE) -> list[Row]:
     """Fixed rows with `completion`, the four topics in turn; `good_share` as for `answered`."""
     topics = list(GOOD)
     return [
-        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(_generator("held out", i), topic, good_share)}
+        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(generator("held out", i), topic, good_share)}
         for i in range(count)
     ]
 
@@ -119,20 +119,20 @@ def pairs(seed: int, *, count: int = PAIRS, length_bias: float = 0.0, length: in
         length_bias: added to the log-odds of an answer for each letter that it is longer.
         length: letters of every answer; None = 2 to 12.
     """
-    return Stream(lambda i: _pair(_generator("pairs", seed, i), length_bias, length), count)
+    return Stream(lambda i: _pair(generator("pairs", seed, i), length_bias, length), count)
 
 
 def held_out_pairs(count: int, *, length_bias: float = 0.0, length: int | None = None) -> Stream:
     """Fixed pairs that no training stream holds; arguments as for `pairs`."""
-    return Stream(lambda i: _pair(_generator("held-out pairs", i), length_bias, length), count)
+    return Stream(lambda i: _pair(generator("held-out pairs", i), length_bias, length), count)
 
 
-def _generator(*key: object) -> random.Random:
+def generator(*key: object) -> random.Random:
     return random.Random(int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
 
 
 def _draw(*key: object) -> str:
-    return _generator(*key).choice(list(GOOD))
+    return generator(*key).choice(list(GOOD))
 
 
 def _prompt(topic: str) -> Row:
