@@ -84,17 +84,20 @@ def measure(unit: Unit) -> dict[str, Any]:
     policy = start(seed, int(settings["base_steps"]))
     policy.keep_reference()
     held_out = experts.held_out_rows(prompts)
-    seconds, curve = -time.process_time(), []
+    seconds, costs, ranks = 0.0, [], []
     optim = Optim(lr=arm.lr)
     loop = Supervised(
         policy, experts.demonstrations(seed), arm.objective, batch_size=BATCH, optim=optim, steps=steps, seed=seed
     )
-    for step in range(1, steps + 1):
-        loop.step()
-        if step % (steps // 10) == 0:
-            curve.append((float(step), surprise(policy, held_out)))
-    seconds += time.process_time()
-    found = {"nll": curve[-1][1], "ranking": ranking(policy, prompts), **sampled(policy, prompts), "seconds": seconds}
+    for _ in range(10):
+        seconds -= time.process_time()
+        loop.run(steps // 10)
+        seconds += time.process_time()
+        costs.append((float(loop.steps_done), surprise(policy, held_out)))
+        ranks.append((float(loop.steps_done), ranking(policy, prompts)))
+    best = min(range(len(costs)), key=lambda i: costs[i][1])
+    found = {"nll": costs[-1][1], "ranking": ranks[-1][1], "ranking_best": ranks[best][1]}
+    found |= {**sampled(policy, prompts), "seconds": seconds}
     policy.keep_reference()
     pairs = own_pairs(policy, seed, PAIRS)
     after = Preference(
@@ -109,7 +112,7 @@ def measure(unit: Unit) -> dict[str, Any]:
     for _ in range(dpo_steps):
         after.step()
     found["quality_dpo"] = sampled(policy, prompts)["quality"]
-    return {"figures": found, "curves": {"held-out nll": curve}}
+    return {"figures": found, "curves": {"held-out nll": costs, "held-out ranking": ranks}}
 
 
 @torch.no_grad()
@@ -187,9 +190,8 @@ def conclude(results: Results) -> Evidence:
         )
 
     checks = [nearer("pearson", 0.75 if full else 0.95), forgets_less("pearson")]
-    checks.append(
-        at_least("logits as Q-values rank answers by true quality", figures("sft", "ranking"), 0.65 if full else 0.55)
-    )
+    ranks = figures("sft", "ranking_best")
+    checks.append(at_least("logits as Q-values rank answers by true quality", ranks, 0.65 if full else 0.55))
     if full:
         checks += [nearer("hellinger", 0.75), forgets_less("hellinger")]
         checks += [nearer(name, 0.9) for name in ("pearson-token", "hellinger-token")]
@@ -234,13 +236,24 @@ def conclude(results: Results) -> Evidence:
         arms=tuple(arms.values()),
         checks=tuple(checks),
         notes=(
-            "Task experts: 0.1 M weights, pretrained on answers with 45 % good letters, then 200 steps of 32 on 96 demonstrations "
-            "with 75 %, few enough to be learnt by heart; then 100 steps of DPO (beta 0.1, learning rate 5e-4) on 800 pairs of its "
-            "own samples.",
-            "sft, pearson and hellinger have the learning rate 2e-3; sft-high 5e-3, sft-low 1e-3, sft-lower 5e-4. kl: from the "
-            "start, in nats a sample; nll: of a token of held-out demonstrations; ranking: how often the implicit reward of a token "
-            "(policy against start) ranks two answers of the start by their true quality; quality_dpo: true quality after DPO.",
+            "Task experts: 0.1 M weights, pretrained on answers with 45 % good letters, then 200 steps of 32 on 96 "
+            "demonstrations with 75 %, few enough to be learnt by heart; then 100 steps of DPO (beta 0.1, learning rate 5e-4) on 800 pairs of "
+            "its own samples.",
+            "sft, pearson and hellinger have the learning rate 2e-3; sft-high 5e-3, sft-low 1e-3, sft-lower 5e-4. kl: from "
+            "the start, in nats a sample; nll: of a token of held-out demonstrations; quality_dpo: true quality after DPO.",
+            "ranking: how often the implicit reward of a token (policy against start) ranks two answers of the start by their "
+            "true quality; ranking_best: where nll is lowest, of the ten times it is measured, which is where one would stop.",
             "The losses are our reading: the paper's own could not be compared with.",
         ),
-        shown=("quality", "kl", "nll", "ranking", "quality_dpo", "held-out nll", "seconds"),
+        shown=(
+            "quality",
+            "kl",
+            "nll",
+            "ranking_best",
+            "ranking",
+            "quality_dpo",
+            "held-out nll",
+            "held-out ranking",
+            "seconds",
+        ),
     )

@@ -128,6 +128,7 @@ def held_out_pairs(count: int, *, length_bias: float = 0.0, length: int | None =
 
 
 def generator(*key: object) -> random.Random:
+    """A source of randomness that follows from its key alone."""
     return random.Random(int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
 
 
