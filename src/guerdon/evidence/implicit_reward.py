@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from guerdon import cache
-from guerdon.evidence.base import Budget, Evidence, Results, Settings, Unit, at_least, at_most, compare
+from guerdon.evidence.base import Budget, Check, Evidence, Results, Settings, Unit, at_least, at_most, compare
 from guerdon.evidence.topics_task import MAX_NEW_TOKENS
 from guerdon.language.policy import LanguagePolicy
 from guerdon.language.tasks import Row, experts, topics
@@ -170,7 +170,7 @@ def conclude(results: Results) -> Evidence:
     def figures(name: str, figure: str) -> list[float]:
         return arms[name].figures[figure]
 
-    def nearer(name: str, bound: float) -> Any:
+    def nearer(name: str, bound: float) -> Check:
         ratios = [ours / theirs for ours, theirs in zip(figures(name, "kl"), figures("sft", "kl"), strict=True)]
         return at_most(
             f"{name}: divergence from the start as a share of the likelihood's",
@@ -179,7 +179,7 @@ def conclude(results: Results) -> Evidence:
             what="largest of all",
         )
 
-    def forgets_less(name: str) -> Any:
+    def forgets_less(name: str) -> Check:
         return compare(
             f"{name}: held-out likelihood cost of a token against the likelihood's",
             figures(name, "nll"),
@@ -237,8 +237,8 @@ def conclude(results: Results) -> Evidence:
         checks=tuple(checks),
         notes=(
             "Task experts: 0.1 M weights, pretrained on answers with 45 % good letters, then 200 steps of 32 on 96 "
-            "demonstrations with 75 %, few enough to be learnt by heart; then 100 steps of DPO (beta 0.1, learning rate 5e-4) on 800 pairs of "
-            "its own samples.",
+            "demonstrations with 75 %, few enough to be learnt by heart; then 100 steps of DPO (beta 0.1, learning rate "
+            "5e-4) on 800 pairs of its own samples.",
             "sft, pearson and hellinger have the learning rate 2e-3; sft-high 5e-3, sft-low 1e-3, sft-lower 5e-4. kl: from "
             "the start, in nats a sample; nll: of a token of held-out demonstrations; quality_dpo: true quality after DPO.",
             "ranking: how often the implicit reward of a token (policy against start) ranks two answers of the start by their "
