@@ -40,7 +40,8 @@ class Supervised(Loop):
         policy: see `guerdon.training.policy.Policy`; with `keep_reference()` called where the objective reads the
             reference.
         rows: data rows with `prompt` and what the policy's `demonstrations` reads: `completion`, `image`.
-        objective: from log-probabilities to a `Loss`, for policies of language; None = the policy's own loss.
+        objective: from log-probabilities to a `Loss`, for policies whose `log_prob` and `reference_scores` score given samples
+            and, on demand, tell the `normaliser`; None = the policy's own loss.
         batch_size: rows per update, over all processes.
         micro_batch: rows per forward pass and process; None = all.
         optim: optimiser settings.
@@ -51,16 +52,6 @@ class Supervised(Loop):
     Raises:
         RecipeError: sizes do not divide.
         BindingError: the objective names a field that will not be there.
-
-    Example:
-        >>> from guerdon.language.policy import LanguagePolicy
-        >>> from guerdon.language.tasks import topics
-        >>> from guerdon.objectives import demonstration_value
-        >>> policy = LanguagePolicy.load(topics.model(0), tokenizer=topics.tokenizer(), max_new_tokens=13)
-        >>> policy.keep_reference()
-        >>> loop = Supervised(policy, topics.demonstrations(0), demonstration_value, batch_size=4, steps=2)
-        >>> sorted(set(loop.step()) & {"loss", "nll", "implicit", "value_start"})
-        ['implicit', 'loss', 'nll', 'value_start']
     """
 
     def __init__(
