@@ -143,10 +143,12 @@ def token_logit(
         >>> token_logit(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1]))
         tensor([7.])
     """
-    hidden = _operand(hidden, matrix)
-    rows = matrix[ids].to(hidden.dtype) if hidden.dtype in _LOW and hidden.is_cuda else matrix[ids]
+    hidden, rows = _operand(hidden, matrix), matrix[ids]
+    dtype = _wide(hidden, matrix)
+    low = next((t.dtype for t in (hidden, rows) if t.dtype in _LOW), None)
+    if low is not None and hidden.is_cuda:
+        hidden, rows = hidden.to(low), rows.to(low)  # rounded as `_multiply` rounds its operands
     with torch.autocast(hidden.device.type, enabled=False):
-        dtype = _wide(hidden, matrix)
         logits = (hidden.to(dtype) * rows.to(dtype)).sum(-1)
         return (logits if bias is None else logits + bias[ids]) / temperature
 
