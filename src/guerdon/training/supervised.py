@@ -40,8 +40,8 @@ class Supervised(Loop):
         policy: see `guerdon.training.policy.Policy`; with `keep_reference()` called where the objective reads the
             reference.
         rows: data rows with `prompt` and what the policy's `demonstrations` reads: `completion`, `image`.
-        objective: from log-probabilities to a `Loss`, for policies whose `log_prob` and `reference_scores` score given samples
-            and, on demand, tell the `normaliser`; None = the policy's own loss.
+        objective: from log-probabilities to a `Loss`, for policies that score given samples (and on demand tell the
+            `normaliser`, in `log_prob` and `reference_scores`); None = the policy's own loss.
         batch_size: rows per update, over all processes.
         micro_batch: rows per forward pass and process; None = all.
         optim: optimiser settings.
@@ -174,12 +174,17 @@ class Supervised(Loop):
     def _fields(self, given: Rollout) -> dict[str, Tensor]:
         """[B, 1, T] under the policy, with gradient, and where they are named under the reference, without."""
         named = {name for name in ("normaliser", *REFERENCE_FIELDS) if wants(self.objective, name)}
-        now = self.policy.log_prob(given, entropy=False, normaliser="normaliser" in named, module=self.module)
-        found = {"logp": now.logp, "normaliser": now.normaliser, "mask": given.mask}
-        if named & set(REFERENCE_FIELDS):
-            then = self.policy.reference_scores(given, normaliser="normaliser_ref" in named, module=self.module)
+        if "normaliser" in named:
+            now = self.policy.log_prob(given, entropy=False, normaliser=True, module=self.module)
+            found = {"logp": now.logp, "normaliser": now.normaliser, "mask": given.mask}
+        else:
+            found = {"logp": self.policy.log_prob(given, entropy=False, module=self.module).logp, "mask": given.mask}
+        if "normaliser_ref" in named:
+            then = self.policy.reference_scores(given, normaliser=True, module=self.module)
             found |= {"logp_ref": then.logp, "normaliser_ref": then.normaliser}
-        return {name: value for name, value in found.items() if value is not None}
+        elif "logp_ref" in named:
+            found["logp_ref"] = self.policy.reference_log_prob(given, module=self.module)
+        return found
 
     @torch.no_grad()
     def _count(self, parts: Sequence[_Part]) -> Tensor:
