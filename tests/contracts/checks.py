@@ -33,8 +33,15 @@ NOT_LINEAR: set[str] = set()
 NOT_A_DERIVATIVE: set[str] = set()
 # objectives that sort or compare the whole batch: the loop refuses to cut it
 WHOLE_BATCH: set[str] = {"objectives.aot"}
-# objectives that take a mean over live steps, and refuse a sample without any
-NEEDS_LIVE_STEPS: set[str] = {"objectives.cpo", "objectives.ipo", "objectives.orpo", "objectives.simpo"}
+# objectives that take a mean over live steps, and refuse a sample (or a batch) without any
+NEEDS_LIVE_STEPS: set[str] = {
+    "objectives.cpo",
+    "objectives.demonstration",
+    "objectives.demonstration_value",
+    "objectives.ipo",
+    "objectives.orpo",
+    "objectives.simpo",
+}
 # samplers that keep a record per prompt and so cannot serve endless data
 NEEDS_A_SIZE: set[str] = {"sampling.vade"}
 # samplers that give each prompt once a draw at most
@@ -126,7 +133,7 @@ def masked_steps_are_nothing_to_the_loss(member: Member) -> None:
     assert same(clean["metrics"], poisoned["metrics"]), "what masked steps hold changes a metric"
     clean, poisoned = _gradients(member, fields), _gradients(member, poison_masked(fields))
     assert same(clean, poisoned), "what masked steps hold changes the gradient"
-    for mask, gradient in zip(masks, poisoned, strict=True):
+    for mask, gradient in zip(masks if len(masks) > 1 else masks * len(poisoned), poisoned, strict=True):
         assert (gradient[~fields[mask]] == 0).all(), "masked steps have a gradient"
 
 
@@ -136,8 +143,8 @@ def the_order_of_samples_is_nothing_to_the_loss(member: Member) -> None:
     fields = member.make()
     moved = permute_samples(fields, ORDER)
     assert same(_loss(member, fields)["total"], _loss(member, moved)["total"], exact=False)
-    (first,), (second,) = _gradients(member, fields), _gradients(member, moved)
-    assert same(first[:, ORDER], second, exact=False)
+    for first, second in zip(_gradients(member, fields), _gradients(member, moved), strict=True):
+        assert same(first[:, ORDER], second, exact=False)
 
 
 def micro_batches_add_up(member: Member) -> None:
@@ -518,11 +525,14 @@ def _gradients(member: Member, fields: dict[str, Any]) -> list[Tensor]:
 
 
 def _learned(member: Member) -> list[str]:
-    """The fields through which an objective reaches the policy."""
-    for sides in (_SIDES, ("error_chosen", "error_rejected")):
-        if taken := [name for name in sides if member.takes(name)]:
-            return taken
-    return [name for name in ("logp", "imitation") if member.takes(name)][:1]
+    """The fields through which an objective reaches the policy: the first of these sets of which it takes any."""
+    known = (
+        _SIDES,
+        ("error_chosen", "error_rejected"),
+        ("logp", "normaliser"),
+        ("imitation",),
+    )
+    return next(taken for names in known if (taken := [name for name in names if member.takes(name)]))
 
 
 # log-probabilities of both samples of a pair; for some losses also after a prompt with a draft

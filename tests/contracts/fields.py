@@ -70,6 +70,13 @@ def _mask(draw: Draw) -> Tensor:
     return mask
 
 
+def _runs(draw: Draw) -> Tensor:
+    """One run of live steps a sample, which may begin late."""
+    mask = _mask(draw)
+    mask[0, 0] = torch.arange(draw.sizes.T) > 0
+    return mask
+
+
 def _side(letters: str) -> dict[str, Maker]:
     """Log-probabilities of one side of pairs, with a mask whose last step is live in the first pair only."""
 
@@ -120,6 +127,8 @@ FIELDS: dict[str, Field] = {
     "logp_old": Field("P G T", lambda d: -d.normal("P G T").abs() - 0.1),
     "logp": Field("P G T", lambda d: d.near("logp_old", 0.05)),
     "logp_ref": Field("P G T", lambda d: d.near("logp_old", 0.3)),
+    "normaliser": Field("P G T", lambda d: d.normal("P G T")),
+    "normaliser_ref": Field("P G T", lambda d: d.near("normaliser", 0.3)),
     "entropy": Field("P G T", lambda d: d.normal("P G T").abs()),
     "kl": Field("P G T", lambda d: d.normal("P G T").abs()),
     "imitation": Field("P G", lambda d: d.normal("P G").abs()),
@@ -151,6 +160,7 @@ FIELDS: dict[str, Field] = {
 # fields that must be of a special kind, by "stage.name"
 INPUTS: dict[str, dict[str, Maker]] = {
     "advantages.value_anchored": {"rewards": lambda d: d.normal("P G").sigmoid()},
+    "objectives.demonstration_value": {"mask": _runs},
     "objectives.real": {"rewards": lambda d: (d.normal("P G") > 0).double()},
     "shaping.backward_correction": {"scores": lambda d: (d.normal("P G K") > 0).double()},
     "shaping.forward_correction": {"scores": lambda d: (d.normal("P G K") > 0).double()},
@@ -225,6 +235,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "objectives.copg": [{"beta": 0.5}, {"beta": 3.0}],
     "objectives.aot": [{"paired": False, "label_smoothing": 0.1}],
     "objectives.cpo": [{"loss_type": "hinge"}, {"loss_type": "ipo", "nll_weight": 0.5}, {"label_smoothing": 0.1}],
+    "objectives.demonstration": [
+        *({"divergence": name} for name in ("total_variation", "hellinger", "reverse_kl", "jensen_shannon")),
+        {"level": "sequence"},
+        {"level": "sequence", "divergence": "hellinger", "beta": 0.5, "clamp_positive": True},
+    ],
+    "objectives.demonstration_value": [
+        *({"divergence": name} for name in ("total_variation", "hellinger", "reverse_kl", "jensen_shannon")),
+        {"centre": False, "beta": 0.5, "denominator": "per_sample", "clamp_positive": True},
+    ],
     "objectives.dpo": [
         {"label_smoothing": 0.2},
         {"label_smoothing": 0.2, "robust": True},

@@ -26,16 +26,22 @@ RUNS = {
         "micro_batch": 1,
     },
 }
-PREFERENCES = {
-    "adapters": {"policy.lora.rank": 4},
-    "kto": {"objective": "kto"},
-    "precompute": {"preference.precompute": "true"},
-    "drafts": {
-        "objective": "srpo",
-        "policy.revision": "{prompt}{draft}{prompt}",
-        "preference.precompute": "true",
-        "evaluation.revisions": 1,
-    },
+# samples that are given: the recipe, and what is changed
+GIVEN = {
+    "adapters": ("dpo", {"policy.lora.rank": 4}),
+    "kto": ("dpo", {"objective": "kto"}),
+    "precompute": ("dpo", {"preference.precompute": "true"}),
+    # five held-out rows: in the last round one process has none of its own
+    "supervised": ("implicit-reward", {"data": "answers.jsonl", "watch.kl": "kl_penalty", "optim.lr_scale": 0.5}),
+    "drafts": (
+        "dpo",
+        {
+            "objective": "srpo",
+            "policy.revision": "{prompt}{draft}{prompt}",
+            "preference.precompute": "true",
+            "evaluation.revisions": 1,
+        },
+    ),
 }
 
 
@@ -49,12 +55,14 @@ def workplace(tmp_path_factory):
     topics.model(0).save_pretrained(folder / "topics")
     topics.tokenizer().save_pretrained(folder / "topics")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in topics.pairs(0, count=30)[:]))
+    rows = topics.held_out_rows(29)  # a fifth of them, five, is held out
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GUERDON_CACHE", str(folder / "cache of two"))
         launch(
             folder,
             *(["guerdon", *online_words(folder, name, "two")] for name in RUNS),
-            *(["guerdon", *preference_words(name, "two")] for name in PREFERENCES),
+            *(["guerdon", *given_words(name, "two")] for name in GIVEN),
             ["tests.invariants.sharded", str(folder / "model")],
         )
     return folder
@@ -65,7 +73,8 @@ def online_words(folder: Path, name: str, processes: str) -> list[str]:
     return ["train", "rlvr", *settings(folder, **changes, **{"run.name": f"{name}-{processes}"})]
 
 
-def preference_words(name: str, processes: str) -> list[str]:
+def given_words(name: str, processes: str) -> list[str]:
+    recipe, changes = GIVEN[name]
     wanted = {
         "policy.model": "topics",
         "data": "pairs.jsonl",
@@ -78,9 +87,9 @@ def preference_words(name: str, processes: str) -> list[str]:
         "evaluation.every": 2,
         "watch.quality": "guerdon.language.tasks.topics:quality",
         "run.name": f"{name}-{processes}",
-        **PREFERENCES[name],
+        **changes,
     }
-    return ["train", "dpo", *(word for key, value in wanted.items() for word in (f"--{key}", str(value)))]
+    return ["train", recipe, *(word for key, value in wanted.items() for word in (f"--{key}", str(value)))]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -134,12 +143,12 @@ def test_a_deepspeed_engine_makes_the_same_trajectory_and_resumes(workplace, sta
     assert max((found["state"][key] - state[key]).abs().max().item() for key in state) < 1e-6
 
 
-@pytest.mark.parametrize("name", PREFERENCES)
-def test_two_processes_make_the_preference_trajectory_of_one(workplace, monkeypatch, name):
+@pytest.mark.parametrize("name", GIVEN)
+def test_two_processes_make_the_trajectory_of_one_on_given_samples(workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("GUERDON_CACHE", str(workplace / "cache of one"))
-    assert main(preference_words(name, "one")) == 0
-    file = "adapter_model.safetensors" if "policy.lora.rank" in PREFERENCES[name] else "model.safetensors"
+    assert main(given_words(name, "one")) == 0
+    file = "adapter_model.safetensors" if "policy.lora.rank" in GIVEN[name][1] else "model.safetensors"
     runs = [workplace / "runs" / f"{name}-{processes}" for processes in ("one", "two")]
     ours, theirs = (load_file(run / "checkpoints/step-3/policy" / file) for run in runs)
     assert max((ours[key] - theirs[key]).abs().max().item() for key in ours) < 1e-6
@@ -151,8 +160,14 @@ def test_two_processes_make_the_preference_trajectory_of_one(workplace, monkeypa
             "accuracy",
             "margin_std",
             "reference_point",
+            "nll",
+            "implicit",
+            "value_start",
             "eval/loss",
+            "eval/nll",
+            "eval/implicit",
             "eval/sampled/quality",
             "eval/revised_1/quality",
+            "eval/sampled/kl",
         ):
             assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key

@@ -65,10 +65,12 @@ from guerdon.objectives import (
     tgdpo,
 )
 from guerdon.objectives.copg import contrast
-from guerdon.objectives.demonstration import demonstration, demonstration_value, q_values, value_terms
+from guerdon.objectives.demonstration import demonstration
+from guerdon.objectives.demonstration_value import demonstration_value, value_terms
 from guerdon.objectives.kl import kl_estimate
 from guerdon.objectives.kto import kto_reference_point
 from guerdon.objectives.pairs import Sides, sequence_logp
+from guerdon.objectives.q_values import q_values, read_logits
 from guerdon.objectives.real import relative_scores
 from guerdon.objectives.reward_difference import reward_pairs
 from guerdon.objectives.srpo import srpo_terms
@@ -641,8 +643,8 @@ def length_normalised_preferences(inputs: Values) -> Values:
 def implicit_rewards(inputs: Values) -> Values:
     if "level" not in inputs:
         actions = torch.tensor(inputs["actions"])
-        logits, reference = tensor(inputs["logits"]), tensor(inputs["ref_logits"])
-        found = q_values(logits, reference, actions, beta=inputs["beta"])
+        now, then = (read_logits(tensor(inputs[name]), actions) for name in ("logits", "ref_logits"))
+        found = q_values(*now, then.logp, torch.ones_like(actions).bool(), beta=inputs["beta"])
         return {
             "V": found.value,
             "Q_taken": found.q,
@@ -655,12 +657,13 @@ def implicit_rewards(inputs: Values) -> Values:
     if inputs["level"] == "value":
         logits, reference = tensor(inputs["logits"]).requires_grad_(), tensor(inputs["ref_logits"])
         actions = torch.tensor(inputs["actions"])
-        options["centre"] = inputs["centre"]
-        terms = value_terms(logits, reference, actions, mask, beta=inputs["beta"], centre=inputs["centre"])
-        loss = demonstration_value(logits, reference, actions, mask, **options)
+        options |= {"centre": inputs["centre"], "denominator": "per_sample"}
+        fields = (*read_logits(logits, actions), *read_logits(reference, actions), mask)
+        terms = value_terms(*fields, beta=inputs["beta"], centre=inputs["centre"])
+        loss = demonstration_value(*fields, **options)
         mean = loss.total / loss.count
         mean.backward()
-        each = _pair_by_pair(demonstration_value, logits, reference, actions, mask, **options)
+        each = _each_demonstration(demonstration_value, *fields, **options)
         return {
             "implicit_reward": terms.reward,
             "value_start": terms.start,
@@ -672,14 +675,22 @@ def implicit_rewards(inputs: Values) -> Values:
     loss = demonstration(logp, logp_ref, mask, level=level, **options)
     mean = loss.total / loss.count
     mean.backward()
-    each = _pair_by_pair(demonstration, logp, logp_ref, mask, level=level, **options)
+    each = _each_demonstration(demonstration, logp, logp_ref, mask, level=level, **options)
     token = (inputs["beta"] * (logp.detach() - logp_ref)).where(mask, 0.0)
     return {
         "implicit_reward": token if level == "token" else loss.implicit,
-        "losses": each / mask.sum(-1) if level == "token" else each,
+        "losses": each / mask.sum(-1).clamp(min=1) if level == "token" else each,
         "loss": mean,
         "grad_logp": logp.grad,
     }
+
+
+def _each_demonstration(function: Callable[..., Any], *fields: Tensor, **options: Any) -> Tensor:
+    """The loss of each sample, from the totals of pairs: a sample without live steps is refused where it is alone."""
+    live = int(fields[-1].any(-1).nonzero()[0])
+    alone = function(*(f[[live]] for f in fields), **options).total
+    pairs = (function(*(f[[b, live]] for f in fields), **options).total - alone for b in range(len(fields[0])))
+    return torch.stack([alone if b == live else other for b, other in enumerate(pairs)])
 
 
 def token_guidance(inputs: Values) -> Values:

@@ -23,6 +23,7 @@ MEMBERS = {
     "dpo-family": "dpo_family",
     "dynamic-weighting": "dynamic_weighting",
     "grpo-family": "grpo_family",
+    "implicit-reward": "implicit_reward",
     "noisy-verifier": "noisy_verifier",
     "prdp": "prdp",
     "par": "par",

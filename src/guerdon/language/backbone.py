@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from guerdon.language.logprob import logits_logprob, project, token_logprob
+from guerdon.language.logprob import logits_logprob, project, token_logit, token_logprob
 
 
 class Reading(NamedTuple):
@@ -131,6 +131,14 @@ class Backbone:
         return token_logprob(
             reading.hidden, head.weight, ids, bias=head.bias, temperature=temperature, chunk=chunk, entropy=entropy
         )
+
+    def logit(self, reading: Reading, ids: Tensor, *, temperature: float) -> Tensor:
+        """The logit of `ids` [N] at the positions of a reading [N, ...], divided by the temperature; float32 at least."""
+        if reading.logits is not None:
+            chosen = reading.logits.gather(-1, ids[:, None]).squeeze(-1)
+            return chosen.to(torch.promote_types(chosen.dtype, torch.float32)) / temperature
+        head = self.head
+        return token_logit(reading.hidden, head.weight, ids, bias=head.bias, temperature=temperature)
 
     def score(
         self,

@@ -150,7 +150,7 @@ def measured_rows(source: str, held_out: Sequence[Mapping[str, Any]], evaluation
 
 
 def demonstrations(source: str, seed: int) -> Sequence[Mapping[str, Any]]:
-    """Rows with `prompt` and `completion` for a warm start; of pairs, the chosen samples.
+    """Rows with `prompt` and `completion` for a warm start: a task's own for that, else demonstrations; of pairs, the chosen.
 
     Raises:
         RecipeError: the data has none.
@@ -160,7 +160,8 @@ def demonstrations(source: str, seed: int) -> Sequence[Mapping[str, Any]]:
     from guerdon.language.tasks import find
 
     if source in TASKS:
-        return find(source).demonstrations(seed)
+        task = find(source)
+        return (task.pretraining or task.demonstrations)(seed)
     rows = read_rows(source)
     if "chosen" in rows.columns and "completion" not in rows.columns:
         return Converted(preference_rows(rows, "paired"), lambda row: {**row, "completion": row["chosen"]})

@@ -117,6 +117,42 @@ def logits_logprob(
     return logp, -(table.exp() * table).sum(-1) if entropy else None
 
 
+def token_logit(
+    hidden: Float[Tensor, "N H"],
+    matrix: Float[Tensor, "V H"],
+    ids: Int[Tensor, " N"],
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    """The logit of one chosen token per row, (hidden @ matrix.T + bias) / temperature, of which no other is made.
+
+    Less the token's log-probability it is the row's normaliser, logsumexp of all its logits.
+
+    Args:
+        hidden, matrix, ids, bias, temperature: as for `token_logprob`.
+
+    Returns:
+        Logits [N]: float64 if an input is, else float32.
+
+    Gradient:
+        Through `hidden`, `matrix` and `bias`.
+
+    Example:
+        >>> import torch
+        >>> token_logit(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1]))
+        tensor([7.])
+    """
+    hidden, rows = _operand(hidden, matrix), matrix[ids]
+    dtype = _wide(hidden, matrix)
+    low = next((t.dtype for t in (hidden, rows) if t.dtype in _LOW), None)
+    if low is not None and hidden.is_cuda:
+        hidden, rows = hidden.to(low), rows.to(low)  # rounded as `_multiply` rounds its operands
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = (hidden.to(dtype) * rows.to(dtype)).sum(-1)
+        return (logits if bias is None else logits + bias[ids]) / temperature
+
+
 def project(hidden: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     """Logits of an output layer, in float32 at least whatever the dtype of its inputs. For use without gradient."""
     if hidden.dtype == matrix.dtype and hidden.dtype not in _LOW and not torch.is_autocast_enabled(hidden.device.type):

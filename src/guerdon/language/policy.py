@@ -28,13 +28,15 @@ _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"
 class LogProb(NamedTuple):
     """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic.
 
-    `kl` is None: the divergence of tokens is estimated, or would need every logit of the reference.
+    `kl` is None: the divergence of tokens is estimated, or would need every logit of the reference. `normaliser` is the
+    logsumexp of a position's logits, so that the logit of its token is logp + normaliser.
     """
 
     logp: Tensor
     entropy: Tensor | None
     values: Tensor | None
     kl: Tensor | None = None
+    normaliser: Tensor | None = None
 
 
 class LanguagePolicy(nn.Module):
@@ -425,12 +427,20 @@ class LanguagePolicy(nn.Module):
         size = completion_ids.shape[1]
         return [texts[p * size : (p + 1) * size] for p in range(len(completion_ids))]
 
-    def log_prob(self, rollout: Rollout, *, entropy: bool = True, module: Callable[..., Any] | None = None) -> LogProb:
+    def log_prob(
+        self,
+        rollout: Rollout,
+        *,
+        entropy: bool = True,
+        normaliser: bool = False,
+        module: Callable[..., Any] | None = None,
+    ) -> LogProb:
         """Log-probability of every sampled token under the policy as it is now, at the sampling temperature.
 
         Args:
             rollout: its `steps` and `mask` are read.
             entropy: also the entropy of the distribution each token came from.
+            normaliser: also the logsumexp of its logits, at no further memory.
             module: what wraps the policy, if anything does.
 
         Returns:
@@ -439,7 +449,8 @@ class LanguagePolicy(nn.Module):
         Gradient:
             Through the model's trained parameters and the critic's.
         """
-        return (module or self)(rollout.steps, rollout.mask, kind="log_prob", entropy=entropy)
+        options = {"entropy": entropy, "normaliser": normaliser}
+        return (module or self)(rollout.steps, rollout.mask, kind="log_prob", **options)
 
     @torch.no_grad()
     def reference_log_prob(self, rollout: Rollout, *, module: Callable[..., Any] | None = None) -> Tensor:
@@ -452,7 +463,21 @@ class LanguagePolicy(nn.Module):
         Raises:
             CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
         """
-        return (module or self)(rollout.steps, rollout.mask, kind="reference")
+        return self.reference_scores(rollout, module=module).logp
+
+    @torch.no_grad()
+    def reference_scores(
+        self, rollout: Rollout, *, normaliser: bool = False, module: Callable[..., Any] | None = None
+    ) -> LogProb:
+        """What `log_prob` gives, under the reference and without gradient: log-probabilities, on demand the normalisers.
+
+        Args:
+            rollout, normaliser, module: as in `log_prob`.
+
+        Raises:
+            CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
+        """
+        return (module or self)(rollout.steps, rollout.mask, kind="reference", normaliser=normaliser)
 
     @torch.no_grad()
     def start_log_prob(self, rollout: Rollout) -> Tensor:
@@ -461,13 +486,13 @@ class LanguagePolicy(nn.Module):
             return self.reference_log_prob(rollout)
         return self.log_prob(rollout, entropy=False).logp
 
-    def _score_reference(self, steps: dict[str, Tensor], mask: Tensor) -> Tensor:
+    def _score_reference(self, steps: dict[str, Tensor], mask: Tensor, normaliser: bool) -> LogProb:
         if self._reference:
-            return self._score(self._reference[0], steps, mask, entropy=False).logp
+            return self._score(self._reference[0], steps, mask, entropy=False, normaliser=normaliser)
         if not self.has_adapters:
             raise CheckpointError("language.policy: there is no reference; call keep_reference() before training.")
         with self.model.disable_adapter():
-            return self._score(self.backbone, steps, mask, entropy=False).logp
+            return self._score(self.backbone, steps, mask, entropy=False, normaliser=normaliser)
 
     def imitation_loss(self, given: Rollout, *, module: Callable[..., Any] | None = None) -> Loss:
         """Minus the log-probability of given completions, summed over their tokens.
@@ -665,7 +690,7 @@ class LanguagePolicy(nn.Module):
             raise ShapeError("language.policy: forward needs the mask [P, G, T] of the steps it scores.")
         if kind == "reference":
             self._set_mode(False)
-            return self._score_reference(steps, mask)
+            return self._score_reference(steps, mask, **options)
         checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         self._set_mode(checkpointing)
         return self._score(self.backbone, steps, mask, whole=checkpointing, **options)
@@ -690,7 +715,14 @@ class LanguagePolicy(nn.Module):
         )
 
     def _score(
-        self, backbone: Backbone, steps: dict[str, Tensor], mask: Tensor, *, entropy: bool = True, whole: bool = False
+        self,
+        backbone: Backbone,
+        steps: dict[str, Tensor],
+        mask: Tensor,
+        *,
+        entropy: bool = True,
+        normaliser: bool = False,
+        whole: bool = False,
     ) -> LogProb:
         prompt_ids, prompt_mask, completion_ids = steps["prompt_ids"], steps["prompt_mask"], steps["completion_ids"]
         full = mask.shape
@@ -715,6 +747,8 @@ class LanguagePolicy(nn.Module):
         logp, entropies = backbone.logprob(
             reading, ids, temperature=self.temperature, chunk=self.logprob_chunk, entropy=entropy
         )
+        # a normaliser is what a logit lacks to its log-probability
+        total = backbone.logit(reading, ids, temperature=self.temperature) - logp if normaliser else None
         values = None
         if self.critic is not None and backbone is self.backbone:
             values = self.critic(reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
@@ -727,7 +761,7 @@ class LanguagePolicy(nn.Module):
             table = flat.view(mask.shape)
             return table if length == full[2] else nn.functional.pad(table, (0, full[2] - length))
 
-        return LogProb(spread(logp), spread(entropies), spread(values))
+        return LogProb(spread(logp), spread(entropies), spread(values), normaliser=spread(total))
 
     def load_weights(self, folder: str | Path) -> None:
         """Put back the weights that `save` wrote, into this policy's model (or its adapters) and critic.

@@ -14,6 +14,8 @@ MEMBERS = {
     "copo_loss": "copo",
     "cpo": "cpo",
     "dapo": "policy_gradient",
+    "demonstration": "demonstration",
+    "demonstration_value": "demonstration_value",
     "diffusion_dpo": "diffusion_dpo",
     "dpo": "dpo",
     "dpok": "dpok",

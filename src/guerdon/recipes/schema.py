@@ -121,13 +121,17 @@ def resolve(raw: Mapping[str, Any], *, complete: bool = True) -> Recipe:
         UnknownNameError, RecipeError: as `load_recipe`.
     """
     raw = dict(raw)
+    left_out = ["weighting", "advantage"]
+    if raw.get("loop") == "supervised":  # which has a loss of its own, for any policy
+        left_out.append("objective")
+        raw.setdefault("objective", None)
     for setting in fields(Recipe):
         name, metadata = setting.name, setting.metadata
         if name in raw and raw[name] is None and setting.default_factory is not MISSING:
             del raw[name]  # an empty section is a section of defaults
         if name not in raw:
             continue
-        if "component" in metadata and not (raw[name] is None and name in ("weighting", "advantage")):
+        if "component" in metadata and not (raw[name] is None and name in left_out):
             raw[name] = normalise(metadata["component"], raw[name], name)
         if "components" in metadata:
             raw[name] = _components(metadata["components"], raw[name], name)
@@ -180,6 +184,11 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
         raise RecipeError(
             "evaluation.revisions: revises the samples of a language policy; it needs kind: language and evaluation.samples "
             "of 1 or more. Set it to 0."
+        )
+    if recipe.loop == "supervised" and recipe.objective is not None and recipe.policy.kind != "language":
+        raise RecipeError(
+            f"objective: of loop: supervised it needs a language policy, which has log-probabilities of given samples; got "
+            f"kind: {recipe.policy.kind}. Set it to null: images have their denoising loss."
         )
     if not complete:
         return

@@ -134,6 +134,7 @@ class Optim:
 
     name: Literal["adamw", "sgd"] = _set("adamw", "optimiser")
     lr: float = _set(1e-6, "peak learning rate", at_least=0)
+    lr_scale: float = _set(1.0, "multiplies lr: 0.05 to 0.25 for supervised training before preferences", at_least=0)
     betas: tuple[float, float] = _set(
         (0.9, 0.999), "decay rates of AdamW; the first is SGD's momentum", at_least=0, at_most=1
     )
@@ -223,7 +224,9 @@ class Recipe:
     )
     weighting: Component | None = _set("linear", "how many scores become one", component="weighting")
     advantage: Component | None = _set("grpo", "a sample against its group or its future", component="advantages")
-    objective: Component = _set("policy_gradient", "the loss", component="objectives")
+    objective: Component | None = _set(
+        "policy_gradient", "the loss; null, of loop: supervised = the likelihood", component="objectives"
+    )
     pathwise: Pathwise = _set(Pathwise, "of loop: pathwise, how rewards are differentiated")
     preference: Preference = _set(Preference, "of loop: preference, what the samples are compared by")
     passes: int = _set(1, "times each sample is learnt from", at_least=1)

@@ -12,6 +12,7 @@ MANY = 3  # more held-out scores than this are shown greedy only; the charts hav
 TRAINED: dict[str, tuple[str, str, Style]] = {  # metric -> label, unit, style
     "reward": ("Reward in training", "", "plain"),
     "eval/loss": ("Held-out loss", "nats", "plain"),
+    "eval/nll": ("Held-out negative log-likelihood", "nats", "plain"),
     "loss": ("Loss", "nats", "plain"),
     "constant_groups": ("Constant groups", "", "share"),
     "length": ("Length", "{steps}", "plain"),

@@ -36,7 +36,7 @@ from guerdon.training.preference import Preference, needs_reference
 from guerdon.training.progress import Display
 from guerdon.training.records import Records
 from guerdon.training.reference_scores import ReferenceScores
-from guerdon.training.supervised import Supervised
+from guerdon.training.supervised import REFERENCE_FIELDS, Supervised, check_objective
 
 # below this many weights a second thread costs more than it brings, above all on a busy machine
 _SMALL = 5_000_000
@@ -209,6 +209,10 @@ class _Runner:
             return
         self.data = self.domain.load_data(recipe.data, loop=recipe.loop, evaluation=recipe.evaluation, seed=recipe.seed)
         if recipe.loop == "supervised":
+            self.objective = self._built_objective()
+            if self.objective is not None:
+                check_objective(self.objective, self.data.train[0])
+            self.signal = self._measured()
             return
         self.signal = Signal(
             rewards={name: build("rewards", spec, f"rewards.{name}") for name, spec in recipe.rewards.items()},
@@ -227,7 +231,7 @@ class _Runner:
             self.signal.advantage = None  # nothing is estimated from scores
             check_rewards(self.signal, self.data.train[0])
             return
-        self.objective = build("objectives", recipe.objective, "objective")
+        self.objective = self._built_objective()
         check_fields(
             self.signal,
             self.objective,
@@ -240,21 +244,29 @@ class _Runner:
         recipe = self.recipe
         if not hasattr(self.domain, "load_preferences"):
             raise RecipeError(f"loop: preference needs a language policy; got kind: {recipe.policy.kind}.")
-        self.objective = build("objectives", recipe.objective, "objective")
+        self.objective = self._built_objective()
         form = form_of(self.objective)
         loaded = self.domain.load_preferences(data, form.kind, evaluation=recipe.evaluation, seed=recipe.seed)
         # before anything is kept by a row's position
         self.data = loaded._replace(train=form.usable(loaded.train), held_out=form.usable(loaded.held_out))
         guide = () if recipe.preference.guide is None else ("logp_guide",)
         check_form(self.objective, form, ("logp", "logp_ref", *guide), list(self.data.train[0]))
-        # nothing is trained on these: they measure what the policy samples
-        named = {"rewards": recipe.rewards, "watch": recipe.watch}
+        self.signal = self._measured()
+
+    def _built_objective(self) -> Any:
+        """The recipe's loss; None of a supervised loop: the policy's own."""
+        spec = self.recipe.objective
+        return None if spec is None else build("objectives", spec, "objective")
+
+    def _measured(self) -> Signal:
+        """Rewards of a loop that trains on none: they measure what the policy samples."""
+        named = {"rewards": self.recipe.rewards, "watch": self.recipe.watch}
         measured = {
             name: build("rewards", spec, f"{part}.{name}")
             for part, specs in named.items()
             for name, spec in specs.items()
         }
-        self.signal = Signal(rewards=measured, on_bad_score="drop")
+        return Signal(rewards=measured, on_bad_score="drop")
 
     def _policy(self) -> Any:
         """The policy as the loop starts with it: bundled or loaded, after its warm start, with adapters."""
@@ -437,23 +449,60 @@ class _Runner:
             seed=recipe.seed,
             accelerator=self.accelerator,
         )
-        if state is not None:
-            loop.load_state(state)
-            self.scores_before = state.facts.get("scores_before", {})
-        prompts = (
-            self.domain.measured_rows(recipe.data, data.held_out, recipe.evaluation) if self.signal.rewards else []
-        )
 
-        def judge(phase: str | None) -> dict[str, float]:
+        def held_out() -> dict[str, float]:
             found = loop.evaluate(data.held_out, held_out_reference)
             if self.main and found.histograms:
                 self.records.line("pairs", {"step": self.step, **found.histograms})
+            return found.metrics
+
+        return self._judged(loop, policy, state, held_out, interrupt)
+
+    def _supervised(self, interrupt: _Interrupt) -> tuple[str, str]:
+        recipe, policy = self.recipe, self._policy()
+        fields = [] if self.objective is None else [f for f in REFERENCE_FIELDS if wants(self.objective, f)]
+        if fields or self.signal.needs("logp_ref"):
+            policy.keep_reference()
+        state = self._read_checkpoint(policy)
+        loop = Supervised(
+            policy,
+            self.data.train,
+            self.objective,
+            batch_size=recipe.prompts_per_step,
+            micro_batch=recipe.micro_batch,
+            optim=Optim(**vars(recipe.optim)),
+            steps=recipe.steps,
+            seed=recipe.seed,
+            accelerator=self.accelerator,
+        )
+        return self._judged(loop, policy, state, lambda: loop.evaluate(self.data.held_out), interrupt)
+
+    def _judged(
+        self,
+        loop: Preference | Supervised,
+        policy: Any,
+        state: checkpoint.LoopState | None,
+        held_out: Callable[[], dict[str, float]],
+        interrupt: _Interrupt,
+    ) -> tuple[str, str]:
+        """Run a loop whose samples are given: measure held-out rows and own samples before, on the way and after."""
+        recipe = self.recipe
+        if state is not None:
+            loop.load_state(state)
+            self.scores_before = state.facts.get("scores_before", {})
+        prompts: Any = []
+        if self.signal.rewards:
+            of_task = getattr(self.domain, "measured_rows", lambda source, rows, evaluation: rows)
+            prompts = of_task(recipe.data, self.data.held_out, recipe.evaluation)
+
+        def judge(phase: str | None) -> dict[str, float]:
+            found = held_out()
             evaluation = self._evaluate(loop, prompts, self.signal)
             if phase == "before":
                 self.scores_before = _scores(evaluation)
             if phase is not None:
                 self._keep_samples(loop, evaluation, phase)
-            return {**found.metrics, **evaluation.metrics, **_win_rates(self.scores_before, _scores(evaluation))}
+            return {**found, **evaluation.metrics, **_win_rates(self.scores_before, _scores(evaluation))}
 
         if loop.steps_done == 0:
             self.records.metrics(0, self.elapsed, judge("before"))
@@ -465,33 +514,6 @@ class _Runner:
             metrics |= judge("after" if self.step == recipe.steps else None) if due else {}
             if not due and self._reached(metrics):
                 metrics |= judge("after")
-            self.records.metrics(self.step, self.elapsed, metrics)
-            return metrics
-
-        return self._steps(loop, policy, step, interrupt)
-
-    def _supervised(self, interrupt: _Interrupt) -> tuple[str, str]:
-        recipe = self.recipe
-        data, policy = self.data, self._policy()
-        state = self._read_checkpoint(policy)
-        loop = Supervised(
-            policy,
-            data.train,
-            batch_size=recipe.prompts_per_step,
-            micro_batch=recipe.micro_batch,
-            optim=Optim(**vars(recipe.optim)),
-            steps=recipe.steps,
-            seed=recipe.seed,
-            accelerator=self.accelerator,
-        )
-        if state is not None:
-            loop.load_state(state)
-
-        def step() -> dict[str, float]:
-            metrics = loop.step()
-            self.step = loop.steps_done
-            if self._evaluation_due():
-                metrics["eval/loss"] = loop.evaluate(data.held_out)
             self.records.metrics(self.step, self.elapsed, metrics)
             return metrics
 
@@ -538,7 +560,9 @@ class _Runner:
         """Which target ends the run, in words; empty if none."""
         return _reached(self.recipe.stop_at, self.recipe.stop_below, metrics)
 
-    def _evaluate(self, loop: Online | Pathwise | Preference, rows: Any, signal: Signal | None = None) -> Evaluation:
+    def _evaluate(
+        self, loop: Online | Pathwise | Preference | Supervised, rows: Any, signal: Signal | None = None
+    ) -> Evaluation:
         settings = self.recipe.evaluation
         with loop.averaged():
             return evaluate(
@@ -553,7 +577,9 @@ class _Runner:
                 module=loop.module,
             )
 
-    def _keep_samples(self, loop: Online | Pathwise | Preference, evaluation: Evaluation, phase: str) -> None:
+    def _keep_samples(
+        self, loop: Online | Pathwise | Preference | Supervised, evaluation: Evaluation, phase: str
+    ) -> None:
         for mode, rollout in evaluation.rollouts.items():
             shown = loop.with_references(rollout.select(slice(0, 16)))
             self.records.samples(self.step, phase, mode, self.signal.weigh(shown))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 # name -> module of this package that defines TASK
-TASKS = {"drafts": "drafts", "hacking": "hacking", "sort": "sort", "topics": "topics"}
+TASKS = {"drafts": "drafts", "experts": "experts", "hacking": "hacking", "sort": "sort", "topics": "topics"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Task:
         train_rows: seed -> training rows, a pure function of (seed, position). Each row has `prompt` and the columns
             that the rewards name.
         held_out_rows: count -> that many fixed rows with `completion` too, none of which can occur in training.
-        demonstrations: seed -> rows with `prompt` and `completion`, for a supervised warm start.
+        demonstrations: seed -> rows with `prompt` and `completion`, for supervised training.
+        pretraining: seed -> such rows for a warm start, where they are others; None = the demonstrations.
         pairs: seed -> rows with `prompt`, `chosen` and `rejected`; None = the task has no preferences.
         held_out_pairs: count -> that many fixed pairs, none of which is trained on.
     """
@@ -46,6 +47,7 @@ class Task:
     train_rows: Callable[[int], Sequence[Row]]
     held_out_rows: Callable[[int], Sequence[Row]]
     demonstrations: Callable[[int], Sequence[Row]]
+    pretraining: Callable[[int], Sequence[Row]] | None = None
     pairs: Callable[[int], Sequence[Row]] | None = None
     held_out_pairs: Callable[[int], Sequence[Row]] = lambda count: ()
 

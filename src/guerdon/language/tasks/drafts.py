@@ -28,7 +28,7 @@ def demonstrations(seed: int) -> Stream:
         row = plain[i]
         if i % 2 == 0:
             return row
-        draft = topics.random_answer(row["topic"], "drafts", seed, i)
+        draft = topics.answer(topics.generator("drafts", seed, i), row["topic"])
         return {**row, "prompt": revision_prompt(REVISION, row["prompt"], draft)}
 
     return Stream(make)

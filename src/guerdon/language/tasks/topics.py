@@ -81,14 +81,31 @@ def demonstrations(seed: int, *, good_share: float = GOOD_SHARE) -> Stream:
         seed: of the topics and answers.
         good_share: probability of a good letter.
     """
-    return Stream(lambda i: _demonstration(good_share, "demonstrations", seed, i))
+    return answered(good_share, "demonstrations", seed)
 
 
-def held_out_rows(count: int) -> list[Row]:
-    """Fixed rows with `completion`, the four topics in turn."""
+def answered(good_share: float, *key: object, count: int | None = None) -> Stream:
+    """Rows with `completion` of a quality that can be chosen.
+
+    Args:
+        good_share: probability of a good letter.
+        key: two streams of other keys have nothing in common.
+        count: how many rows; None = without end.
+    """
+
+    def make(i: int) -> Row:
+        draw = generator(*key, i)
+        topic = draw.choice(list(GOOD))
+        return {**_prompt(topic), "completion": answer(draw, topic, good_share)}
+
+    return Stream(make, count)
+
+
+def held_out_rows(count: int, *, good_share: float = GOOD_SHARE) -> list[Row]:
+    """Fixed rows with `completion`, the four topics in turn; `good_share` as for `answered`."""
     topics = list(GOOD)
     return [
-        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(_generator("held out", i), topic)}
+        {**_prompt(topic := topics[i % len(topics)]), "completion": answer(generator("held out", i), topic, good_share)}
         for i in range(count)
     ]
 
@@ -102,35 +119,25 @@ def pairs(seed: int, *, count: int = PAIRS, length_bias: float = 0.0, length: in
         length_bias: added to the log-odds of an answer for each letter that it is longer.
         length: letters of every answer; None = 2 to 12.
     """
-    return Stream(lambda i: _pair(_generator("pairs", seed, i), length_bias, length), count)
+    return Stream(lambda i: _pair(generator("pairs", seed, i), length_bias, length), count)
 
 
 def held_out_pairs(count: int, *, length_bias: float = 0.0, length: int | None = None) -> Stream:
     """Fixed pairs that no training stream holds; arguments as for `pairs`."""
-    return Stream(lambda i: _pair(_generator("held-out pairs", i), length_bias, length), count)
+    return Stream(lambda i: _pair(generator("held-out pairs", i), length_bias, length), count)
 
 
-def _generator(*key: object) -> random.Random:
+def generator(*key: object) -> random.Random:
+    """A source of randomness that follows from its key alone."""
     return random.Random(int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little"))
 
 
 def _draw(*key: object) -> str:
-    return _generator(*key).choice(list(GOOD))
+    return generator(*key).choice(list(GOOD))
 
 
 def _prompt(topic: str) -> Row:
     return {"prompt": topic, "topic": topic}
-
-
-def random_answer(topic: str, *key: object) -> str:
-    """An answer as demonstrations have them, which follows from the key."""
-    return answer(_generator(*key), topic)
-
-
-def _demonstration(good_share: float, *key: object) -> Row:
-    draw = _generator(*key)
-    topic = draw.choice(list(GOOD))
-    return {**_prompt(topic), "completion": answer(draw, topic, good_share)}
 
 
 def answer(draw: random.Random, topic: str, good_share: float = GOOD_SHARE, length: int | None = None) -> str:
@@ -146,6 +153,11 @@ def _pair(draw: random.Random, length_bias: float, length: int | None) -> Row:
     first, second = answer(draw, topic, length=length), answer(draw, topic, length=length)
     while second == first:  # of the shortest answers, now and then
         second = answer(draw, topic, length=length)
+    return judged(draw, topic, first, second, length_bias)
+
+
+def judged(draw: random.Random, topic: str, first: str, second: str, length_bias: float = 0.0) -> Row:
+    """Two answers as a pair, the better one preferred with probability sigmoid(6 x difference in quality + ...)."""
     odds = SHARPNESS * (share_good(first, topic) - share_good(second, topic)) + length_bias * (len(first) - len(second))
     if draw.random() >= 1 / (1 + math.exp(-odds)):
         first, second = second, first
