@@ -147,6 +147,18 @@ class TestWhoIsPushedWhere:
             other = copo(double(REWARDS), OUTCOMES, **options)
             assert torch.equal(first.advantages[wrong], other.advantages[wrong])
 
+    @pytest.mark.parametrize(("mode", "backwards"), [("soft_with_zero", True), ("soft", False), ("local", False)])
+    def test_a_prompt_well_above_the_batch_is_pushed_backwards_by_the_indicator(self, mode, backwards):
+        # right five times in six among prompts that are right half of the time; the gate of the first is half open
+        rewards = double([[1, 1, 1, 1, 1, 0], *[[1, 1, 1, 0, 0, 0]] * 4])
+        out = copo(rewards, [["a"] * 5 + ["b"], *["aaabcd"] * 4], mode=mode, rho=0.65)
+        right, wrong = out.advantages[0, 0], out.advantages[0, -1]
+        assert (right < wrong) == backwards
+        # which is w (A_loc of a right sample - A_glo), where a wrong one has the global advantage alone
+        if backwards:
+            expected = out.local_weight[0, 0] * (out.local_advantages[0, 0] - out.global_advantages[0, 0])
+            torch.testing.assert_close(right - wrong, expected)
+
 
 class TestGate:
     @pytest.mark.parametrize(
