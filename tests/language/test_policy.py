@@ -352,3 +352,17 @@ def test_the_character_tokenizer():
     assert character_tokenizer("ab", bos="<s>")("ba").input_ids == [2, 4, 3]
     with pytest.raises(DataError, match="occur once"):
         character_tokenizer("aba")
+
+
+def test_offsets_of_samples_where_they_are_asked_for(tokenizer):
+    policy = make_policy(tokenizer, max_new_tokens=6)
+    assert "offsets" not in policy.sample(["ab", "c"], 2, [1, 2]).extras
+    policy.keep_offsets = True
+    for rollout in (policy.sample(["ab", "c"], 2, [1, 2]), policy.given(["ab"], [["abc", "a"]])):
+        offsets = rollout.extras["offsets"]
+        assert offsets.shape == (*rollout.mask.shape, 2)
+        assert (offsets[~rollout.mask] == 0).all()
+        for p, group in enumerate(rollout.samples):
+            for g, text in enumerate(group):
+                live = offsets[p, g][rollout.mask[p, g]].tolist()
+                assert "".join(text[start:end] for start, end in live) == text

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, nearest, require
 from guerdon.language.backbone import Backbone
 from guerdon.language.generation import Generation, Uniforms, generate
+from guerdon.language.offsets import token_offsets
 from guerdon.language.probe import probe
 from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout
@@ -47,7 +48,8 @@ class LanguagePolicy(nn.Module):
     policy; hand it to `sample` and `log_prob` as `module`.
     """
 
-    fields = ("truncated",)
+    # the second only where a loop asks for it: see `keep_offsets`
+    fields = ("truncated", "offsets")
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class LanguagePolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             _switch_checkpointing_on(self.backbone.causal)
+        # set by a loop with a reward that asks for the field `offsets`
+        self.keep_offsets = False
         self.critic: nn.Linear | None = None
         if critic:
             self.add_critic()
@@ -302,7 +306,8 @@ class LanguagePolicy(nn.Module):
 
         Returns:
             A rollout with `samples` (texts without special tokens), `steps` (prompt_ids, prompt_mask, completion_ids),
-            `mask`, `logp_old`, with a critic `values`, `extras["truncated"]` bool [P, G], and `indices` 0 ... P - 1.
+            `mask`, `logp_old`, with a critic `values`, `extras["truncated"]` bool [P, G], and `indices` 0 ... P - 1. Where a
+            loop has set `keep_offsets`, `extras` has `offsets` [P, G, T, 2]: the characters (from, to) that a token wrote.
 
         Raises:
             ShapeError: there is not one seed per prompt.
@@ -324,7 +329,7 @@ class LanguagePolicy(nn.Module):
             steps=steps,
             mask=result.mask,
             logp_old=result.logp,
-            extras={"truncated": result.truncated},
+            extras={"truncated": result.truncated, **self._placed(result.completion_ids, result.mask, texts)},
             indices=list(range(len(prompts))),
         )
         if self.critic is not None:
@@ -369,9 +374,22 @@ class LanguagePolicy(nn.Module):
             for group, ns in zip(completion_ids.tolist(), lengths, strict=True)
             for ids, n in zip(group, ns, strict=True)
         ]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        # as they were written: a clean-up of spaces would move the characters that tokens stand for
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         size = completion_ids.shape[1]
         return [texts[p * size : (p + 1) * size] for p in range(len(completion_ids))]
+
+    def _placed(self, completion_ids: Tensor, mask: Tensor, texts: list[list[str]]) -> dict[str, Tensor]:
+        """The field `offsets` [P, G, T, 2], if a loop asks for it."""
+        if not self.keep_offsets:
+            return {}
+        offsets = torch.zeros(*mask.shape, 2, dtype=torch.long)
+        lengths = mask.sum(-1).tolist()
+        for p, group in enumerate(completion_ids.tolist()):
+            for g, ids in enumerate(group):
+                found = token_offsets(self.tokenizer, ids[: lengths[p][g]], texts[p][g])
+                offsets[p, g, : len(found)] = torch.tensor(found, dtype=torch.long).view(-1, 2)
+        return {"offsets": offsets.to(mask.device)}
 
     def log_prob(self, rollout: Rollout, *, entropy: bool = True, module: Callable[..., Any] | None = None) -> LogProb:
         """Log-probability of every sampled token under the policy as it is now, at the sampling temperature.
@@ -550,7 +568,8 @@ class LanguagePolicy(nn.Module):
             )
         rollout = self.pack(prompts, completions)
         rollout.samples = self.decode(rollout.steps["completion_ids"], rollout.mask)
-        rollout.extras = {"truncated": torch.zeros_like(rollout.mask[..., 0])}
+        placed = self._placed(rollout.steps["completion_ids"], rollout.mask, rollout.samples)
+        rollout.extras = {"truncated": torch.zeros_like(rollout.mask[..., 0]), **placed}
         scored = self.log_prob(rollout, entropy=False, module=module)
         return rollout.update({"logp_old": scored.logp, "values": scored.values})
 

@@ -124,6 +124,8 @@ class Online(Loop):
             policy.exact_kl = True
         if signal.needs("projections"):
             policy.keep_projections = True
+        if signal.needs("offsets"):
+            policy.keep_offsets = True
         self.has_critic = bool(getattr(policy, "has_critic", False))
         prepared = ({"logp_ref"} if self.needs_reference else set()) | (
             {"values", "values_old"} if self.has_critic else set()
