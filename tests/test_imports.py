@@ -50,6 +50,7 @@ EXCEPTIONS = {
     ("rewards/served.py", "language"),
     ("rewards/router.py", "language"),
     ("rewards/router.py", "components"),
+    ("rewards/critics/program.py", "components"),
     # a bundled base is what the supervised loop makes of its recipe
     ("diffusion/bases.py", "training"),
     # a data file is read in the same way whatever its rows are for

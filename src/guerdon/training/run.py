@@ -233,7 +233,7 @@ class _Runner:
             self.objective,
             columns=self.data.train[0],
             policy_fields=self.domain.policy_fields(),
-            prepared={"logp_ref", "drift", "values", "values_old", "ref_scores"},
+            prepared={"logp_ref", "kl_old", "drift", "values", "values_old", "ref_scores"},
         )
 
     def _build_preference(self, data: str) -> None:

@@ -64,6 +64,27 @@ def _demonstrate(row: Row) -> Row:
     return {**row, "completion": row["answer"] + EOS}
 
 
+def critique(prompt: str, response: str, answer: str) -> dict[str, object]:
+    """Written feedback on an answer, for rewards that read spans: right digits in their places, wrong ones and those too many.
+
+    Args:
+        prompt: not read.
+        response: the answer to be judged.
+        answer: the right one.
+
+    Returns:
+        `textual_feedback`, and `marks`: 1 for a right digit, -1 for any other character.
+
+    Example:
+        >>> critique("2013=", "01339", "0123")
+        {'textual_feedback': 'Right: 013. Wrong: 39.', 'marks': [1, 1, -1, 1, -1]}
+    """
+    right = [n < len(answer) and letter == answer[n] for n, letter in enumerate(response)]
+    good, poor = ("".join(letter for letter, is_right in zip(response, right, strict=True) if is_right is of) for of in (True, False))
+    said = [f"{name}: {letters}." for name, letters in (("Right", good), ("Wrong", poor)) if letters]
+    return {"textual_feedback": " ".join(said), "marks": [1 if is_right else -1 for is_right in right]}
+
+
 def train_rows(seed: int) -> Stream:
     """Endless training rows: `prompt` (digits and `=`), `answer` (the digits sorted), `length` (number of digits)."""
     return Stream(lambda i: _row(_draw("train", seed, i, held_out=False)))
