@@ -328,3 +328,19 @@ def test_the_ledger_of_step_rewards_adds_up():
     found = attribute(rollout)
     assert torch.equal(found.advantages, rollout.rewards.sum(-1))
     torch.testing.assert_close(found.contributions.sum(-1) + found.remainder, found.advantages)
+
+
+def test_what_a_policy_says_of_each_sample_is_there_when_the_guilty_one_is_looked_for():
+    def picky(samples, offsets) -> Stepped:
+        assert offsets.shape[:2] == (len(samples), len(samples[0]))
+        if any("2" in group for group in samples):
+            raise ValueError("no 2")
+        return Stepped([[3.0] * len(group) for group in samples], torch.ones(len(samples), len(samples[0]), 3))
+
+    rollout = make()
+    rollout.extras["offsets"] = torch.zeros(2, 2, 3, 2, dtype=torch.long)
+    dropped = Signal(rewards=[picky], on_bad_score="drop")(rollout).extras["dropped"][0]
+    assert [(fault.sample, fault.why) for fault in dropped] == [
+        (0, "ValueError: no 2"),
+        (1, "another sample of its group could not be scored"),
+    ]

@@ -45,7 +45,7 @@ class Signal(nn.Module):
     Example:
         >>> import torch
         >>> from guerdon.advantages import grpo
-        >>> from guerdon.rollout import Rollout, last_step
+        >>> from guerdon.rollout import Rollout
         >>> def length(samples): return [[float(len(s)) for s in group] for group in samples]
         >>> rollout = Rollout(["p"], [["a", "bbb"]], torch.ones(1, 2, 3).bool(), torch.zeros(1, 2, 3))
         >>> Signal(rewards=[length], advantage=grpo)(rollout).advantages.round(decimals=2)

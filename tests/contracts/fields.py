@@ -205,7 +205,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"shift_to_nonnegative": True, "gamma": 0.0},
     ],
     "advantages.adaptive_gae": [{"target": 1.0, "horizon": 10.0}],
-    "advantages.gae": [{"beta": 0.1, "kl_estimator": "exact"}, {"beta": 0.1, "gamma": 0.9}, {"whiten": False, "lam": 1.0}],
+    "advantages.gae": [
+        {"beta": 0.1, "kl_estimator": "exact"},
+        {"beta": 0.1, "gamma": 0.9},
+        {"whiten": False, "lam": 1.0},
+    ],
     "objectives.policy_gradient": [
         {"denominator": "per_token", "beta": 0.1, "entropy_bonus": 0.01},
         {"denominator": "constant", "max_length": 9, "beta": 0.1, "kl_estimator": "k2"},

@@ -813,9 +813,7 @@ def text_feedback(inputs: Values) -> Values:
     old, ref, logp, values_old, values, delta = (tensor(inputs[name]).unsqueeze(1) for name in names)
     mask = tensor(inputs["mask"]).bool().unsqueeze(1)
     beta = inputs["kl_coef"]
-    found = gae(
-        delta, values_old, mask, old, ref, gamma=inputs["gamma"], lam=inputs["lam"], beta=beta, whiten=False
-    )
+    found = gae(delta, values_old, mask, old, ref, gamma=inputs["gamma"], lam=inputs["lam"], beta=beta, whiten=False)
     # the numbers have the whitening of masked steps as well, and the divergence's price there, which no loss reads
     live = found.advantages[mask]
     advantages = (found.advantages - live.mean()) * (live.var() + 1e-8).rsqrt()

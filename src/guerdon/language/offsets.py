@@ -1,60 +1,126 @@
-"""Which characters of a text each of its tokens wrote."""
+"""Which characters of a text each of its tokens wrote, from the tokens that were sampled.
+
+Encoding the text anew will not do: it can give other tokens than those that were sampled.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from guerdon.errors import DataError
+Span = tuple[int, int]
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def token_offsets(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
-    """(start, end) of the characters of `text` that each token wrote, in whole or in part.
+class Offsets:
+    """Finds the characters of each token, for any tokenizer of transformers.
 
-    Sampled tokens need not be those that the tokenizer would cut the text into, so nothing is encoded again: the text of
-    the first n tokens is compared with the whole text. Tokens that write parts of one character all have that character.
+    A token's bytes are read off its name where names are bytes (byte-level BPE) or text with U+2581 for a space and
+    <0xE2> for a byte (SentencePiece). That is checked against the whole text; where it does not make it, the text is
+    decoded once for every number of tokens.
 
     Args:
-        tokenizer: one of transformers.
-        ids: tokens of one completion.
-        text: what they decode to, without special tokens and as they stand (no clean-up of spaces).
+        tokenizer: whose tokens they are.
 
-    Returns:
-        One pair a token, in characters; start = end for a token that writes nothing, such as the end token.
-
-    Raises:
-        DataError: the text is not what the tokens write one after the other.
+    Example:
+        >>> from guerdon.language.characters import character_tokenizer
+        >>> offsets = Offsets(character_tokenizer("abc"))
+        >>> offsets([2, 4, 1], "ac")  # the last is the end token
+        [(0, 1), (1, 2), (2, 2)]
     """
-    found: list[tuple[int, int]] = []
-    # tokens that have written whole characters, where decoding starts, what it gives up to there, and the place reached
-    done, window, before, place = 0, 0, "", 0
-    last = 0
-    for count in range(1, len(ids) + 1):
-        piece = _decode(tokenizer, ids[window:count])[len(before) :]
-        common = _common(piece, text, place)
-        reached, whole = place + common, common == len(piece)
-        # a piece that goes on otherwise than the text ends in the middle of a character, which is the next one
-        found.append((last, reached if whole else min(reached + 1, len(text))))
-        last = reached
-        if whole and piece:
-            # one piece stays in front of what is decoded: a decoder may treat the first token of a text differently
-            window, done, place = done, count, reached
-            before = _decode(tokenizer, ids[window:done])
-    if last != len(text):
-        raise DataError(
-            f"language.offsets: the tokens of a completion write another text than it has, from character {last} on: "
-            f"{text[last : last + 40]!r}. This tokenizer does not decode token by token, so spans cannot be placed."
-        )
-    return found
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
+        self._pieces: dict[Callable[[str], bytes], dict[int, bytes]] = {_byte_level: {}, _sentence_piece: {}}
+
+    def __call__(self, ids: Sequence[int], text: str) -> list[Span]:
+        """The span (start, end) of each token.
+
+        Args:
+            ids: T tokens.
+            text: what they are decoded to, without special tokens and without a clean-up of spaces.
+
+        Returns:
+            T spans in characters. A token that wrote part of a character spans all of it, so spans of neighbours may
+            overlap; a special token has an empty span.
+        """
+        for read, known in self._pieces.items():
+            found = _by_bytes([self._piece(index, read, known) for index in ids], text)
+            if found is not None:
+                return found
+        return self._by_prefixes(ids, text)
+
+    def _piece(self, index: int, read: Callable[[str], bytes], known: dict[int, bytes]) -> bytes:
+        if index not in known:
+            known[index] = b"" if index in self.special else read(self.tokenizer.convert_ids_to_tokens(index) or "")
+        return known[index]
+
+    def _by_prefixes(self, ids: Sequence[int], text: str) -> list[Span]:
+        """Decode the first token, the first two, ...: what they share with the text is complete."""
+        prefixes = [list(ids[: k + 1]) for k in range(len(ids))]
+        found: list[Span] = []
+        start = 0
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        for index, sofar in zip(ids, self.tokenizer.batch_decode(prefixes, **options), strict=True):
+            if index in self.special:
+                found.append((start, start))
+                continue
+            done = _shared(sofar, text, start)
+            # what is there beyond stands for a character that the next token completes
+            found.append((start, min(done + (len(sofar) > done), len(text))))
+            start = done
+        return found
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _by_bytes(pieces: Sequence[bytes], text: str) -> list[Span] | None:
+    """Spans of pieces that make up the text; None if they make another."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    made, spans, done, open_ = [], [], 0, False
+    for piece in pieces:
+        part = decoder.decode(piece)
+        made.append(part)
+        # a character that this piece cannot go on with was cut off before it
+        start = done + (open_ and bool(piece) and piece[0] & 0xC0 != 0x80)
+        done += len(part)
+        open_ = bool(decoder.getstate()[0])
+        spans.append((start, done + open_) if piece else (done, done))
+    whole = "".join([*made, decoder.decode(b"", final=True)])
+    if whole == text:
+        return spans
+    if whole == f" {text}":  # SentencePiece opens with a space that is not written
+        return [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans]
+    return None
 
 
-def _common(piece: str, text: str, start: int) -> int:
-    """How many characters a piece and the text from `start` on have in common."""
-    for n, letter in enumerate(piece):
-        if text[start + n : start + n + 1] != letter:
-            return n
-    return len(piece)
+def _shared(first: str, second: str, start: int) -> int:
+    """Up to where two texts are the same, which they are up to `start`."""
+    stop = min(len(first), len(second))
+    while start < stop and first[start] == second[start]:
+        start += 1
+    return start
+
+
+def _byte_level(name: str) -> bytes:
+    try:
+        return bytes(_BYTES[letter] for letter in name)
+    except KeyError:  # a token that was added stands for itself
+        return name.encode("utf-8", "replace")
+
+
+def _sentence_piece(name: str) -> bytes:
+    byte = _BYTE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("\u2581", " ").encode("utf-8", "replace")
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters that stand for bytes in byte-level BPE: printable Latin-1 for itself, the others from 256 on."""
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in plain)
+    return {chr(byte): byte for byte in plain} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()

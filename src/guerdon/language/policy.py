@@ -16,7 +16,7 @@ from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, 
 from guerdon.language.backbone import Backbone, Reading
 from guerdon.language.generation import Generation, Uniforms, generate
 from guerdon.language.logprob import LOGITS_IN_A_CHUNK, LOGITS_ON_A_DEVICE
-from guerdon.language.offsets import token_offsets
+from guerdon.language.offsets import Offsets
 from guerdon.language.probe import probe
 from guerdon.objectives.loss import Imitation, Loss
 from guerdon.rollout import Rollout
@@ -105,6 +105,7 @@ class LanguagePolicy(nn.Module):
             _switch_checkpointing_on(self.backbone.causal)
         # set by a loop with a reward that asks for the field `offsets`
         self.keep_offsets = False
+        self._spans = Offsets(tokenizer)
         self.critic: nn.Linear | None = None
         if critic:
             self.add_critic()
@@ -409,7 +410,7 @@ class LanguagePolicy(nn.Module):
         lengths = mask.sum(-1).tolist()
         for p, group in enumerate(completion_ids.tolist()):
             for g, ids in enumerate(group):
-                found = token_offsets(self.tokenizer, ids[: lengths[p][g]], texts[p][g])
+                found = self._spans(ids[: lengths[p][g]], texts[p][g])
                 offsets[p, g, : len(found)] = torch.tensor(found, dtype=torch.long).view(-1, 2)
         return {"offsets": offsets.to(mask.device)}
 
@@ -480,7 +481,9 @@ class LanguagePolicy(nn.Module):
         for start in range(0, len(first), rows):
             part = slice(start, start + rows)
             tables = [
-                (backbone.logits(reading.map(lambda values, part=part: values[part])) / self.temperature).log_softmax(-1)
+                (backbone.logits(reading.map(lambda values, part=part: values[part])) / self.temperature).log_softmax(
+                    -1
+                )
                 for backbone, reading in ((self.backbone, own), (reference, other))
             ]
             found.append((tables[0].exp() * (tables[0] - tables[1])).sum(-1))

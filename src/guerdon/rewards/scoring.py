@@ -288,6 +288,11 @@ def _raises(reward: Callable[..., Any], one: Rollout, g: int) -> bool:
         mask=one.mask[:, g : g + 1],
         logp_old=one.logp_old[:, g : g + 1],
         columns=one.columns,
+        extras={
+            # what a policy says of each sample, such as `offsets`, is cut to this one
+            name: value[:, g : g + 1] if isinstance(value, Tensor) and value.shape[:2] == one.mask.shape[:2] else value
+            for name, value in one.extras.items()
+        },
         indices=one.indices,
     )
     try:

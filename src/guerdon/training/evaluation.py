@@ -60,6 +60,8 @@ def evaluate(
     """
     if not len(rows):
         return Evaluation({}, {})
+    if signal.needs("offsets"):
+        policy.keep_offsets = True
     modes = ([("greedy", 1)] if greedy else []) + ([("sampled", samples)] if samples else [])
     metrics: dict[str, float] = {}
     rollouts: dict[str, Rollout] = {}

@@ -80,7 +80,10 @@ def critique(prompt: str, response: str, answer: str) -> dict[str, object]:
         {'textual_feedback': 'Right: 013. Wrong: 39.', 'marks': [1, 1, -1, 1, -1]}
     """
     right = [n < len(answer) and letter == answer[n] for n, letter in enumerate(response)]
-    good, poor = ("".join(letter for letter, is_right in zip(response, right, strict=True) if is_right is of) for of in (True, False))
+    good, poor = (
+        "".join(letter for letter, is_right in zip(response, right, strict=True) if is_right is of)
+        for of in (True, False)
+    )
     said = [f"{name}: {letters}." for name, letters in (("Right", good), ("Wrong", poor)) if letters]
     return {"textual_feedback": " ".join(said), "marks": [1 if is_right else -1 for is_right in right]}
 
