@@ -112,7 +112,7 @@ def test_errors_of_the_reward(friendly_errors):
         output(says(a=None, b=None, c={"good_spans": []}), [["a", "b", "c"]])
     with pytest.raises(DataError, match=r"the column 'n' must hold a number of tokens; got None.*There are: m"):
         output(says(a={"good_spans": []}), [["a"]], suggested="n", columns={"m": [1]})
-    with pytest.raises(DataError, match="label must be -1, 0 or 1; got 0.5 for character 0"):
+    with pytest.raises(DataError, match=r"label must be -1, 0 or 1; got 0\.5 for character 0"):
         output(lambda r: [Feedback(marks=(0.5,))], [["a"]])
     with pytest.raises(ShapeError, match=r"offsets must be \[P, G, T, 2\]"):
         Spans(critic=says())(["p"], [["a"]], torch.zeros(1, 1, 3, 1), torch.ones(1, 1, 3).bool())

@@ -682,9 +682,9 @@ class LanguagePolicy(nn.Module):
         kind: Literal["log_prob", "reference", "divergence", "sample"] = "log_prob",
         **options: Any,
     ) -> Any:
-        """Run the model: score `steps` (kind "log_prob", "reference", "divergence"), or sample completions of `steps["prompt_ids"]`.
+        """Run the model: score `steps`, or sample completions of `steps["prompt_ids"]` (kind "sample").
 
-        Use `log_prob` and `sample`, which call this one directly or through a wrapper.
+        Use `log_prob`, `reference_log_prob`, `divergence` and `sample`, which call this one directly or through a wrapper.
         """
         if kind == "sample":
             return self._sample(steps, **options)

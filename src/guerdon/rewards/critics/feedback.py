@@ -8,10 +8,11 @@ Two forms are read, each a JSON object that may stand after any other text:
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+from guerdon.rewards.judges.verdict import json_objects
 
 _CRITIQUE, _GOOD, _POOR, _WORDS = "textual_feedback", "good_spans", "poor_spans", "word_score_list"
 _LONGEST = 50_000  # characters that are looked at, from the end
@@ -74,21 +75,6 @@ def parse_feedback(reply: str, *, repair: bool = True) -> Feedback:
         if not found.failed:
             return found
     return found
-
-
-def json_objects(text: str) -> Iterator[tuple[Any, int]]:
-    """The JSON objects that stand in a text and where each begins, those inside one another left out."""
-    decoder = json.JSONDecoder()
-    start = _START.search(text)
-    while start is not None:
-        end = start.end()
-        try:
-            content, end = decoder.raw_decode(text, start.start())
-        except (ValueError, RecursionError):  # no JSON from this brace on
-            pass
-        else:
-            yield content, start.start()
-        start = _START.search(text, end)
 
 
 def _literals(text: str) -> Iterator[tuple[Any, int]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from guerdon.errors import DataError, RecipeError
-from guerdon.rewards.judges.base import Match
+from guerdon.rewards.judges.asking import Answer
+from guerdon.rewards.judges.base import Match, Verdict
 from guerdon.rewards.judges.rubric import Rubric
 from guerdon.rewards.judges.verdict import Parsing, read_categories, read_verdict
 
@@ -109,6 +111,19 @@ class Question:
     def categories(self, reply: str) -> dict[str, tuple[float, float]]:
         """The points in a reply for each criterion of the rubric, from 0 to 10."""
         return read_categories(reply, self.rubric, self.parsing)
+
+    def verdict(self, reply: str) -> tuple[tuple[tuple[float, float], dict[str, tuple[float, float]]] | None, str]:
+        """Scores and points by category, or None and why."""
+        scores = self.read(reply)
+        if scores is None:
+            return None, f"no verdict in the reply {reply[-120:]!r}"
+        return (scores, self.categories(reply)), ""
+
+
+def as_verdict(answer: Answer) -> Verdict:
+    """What came of a question, read by `Question.verdict`, as a verdict."""
+    scores, categories = answer.content or ((math.nan, math.nan), {})
+    return Verdict(*scores, answer.calls, answer.malformed, answer.why, categories)
 
 
 def shown(value: Any) -> str:
