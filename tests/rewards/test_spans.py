@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guerdon.errors import DataError, RecipeError, ScoreError, ShapeError
 from guerdon.rewards.critics.feedback import Feedback
-from guerdon.rewards.spans import Spans, align_spans, length_weight
+from guerdon.rewards.spans import Spans, align_spans, find_spans, length_weight
 
 SPANS = [("red Fox", 1), ("no", -1), ("no", -1), ("absent", 1), ("fox", 0)]
 TEXT = "No red\n fox, no nook. Fox\u00e9 ok"
@@ -116,3 +116,11 @@ def test_errors_of_the_reward(friendly_errors):
         output(lambda r: [Feedback(marks=(0.5,))], [["a"]])
     with pytest.raises(ShapeError, match=r"offsets must be \[P, G, T, 2\]"):
         Spans(critic=says())(["p"], [["a"]], torch.zeros(1, 1, 3, 1), torch.ones(1, 1, 3).bool())
+
+
+def test_words_in_order_are_each_found_behind_the_last():
+    text = "a-b a b"
+    words = [("a-b", 0), ("a", 1), ("b", -1)]
+    assert find_spans(text, words, in_order=True) == ([0, 0, 0, 0, 1, 0, -1], [])
+    assert find_spans(text, words)[0] == [1, 0, -1, 0, 0, 0, 0]
+    assert find_spans("x y", [("y", 1), ("x", 1)], in_order=True) == ([0, 0, 1], ["x"])

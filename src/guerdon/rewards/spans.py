@@ -215,12 +215,17 @@ def token_rewards(
     Raises:
         DataError, ScoreError: as `align_spans`.
     """
+    marks, unmatched = feedback_marks(text, feedback, continuous=continuous)
+    return token_labels(text, marks, offsets), unmatched
+
+
+def feedback_marks(text: str, feedback: Feedback, *, continuous: bool = False) -> tuple[list[float], list[str]]:
+    """The label of each character by a critic's feedback, and the phrases that were not found; see `token_rewards`."""
     if feedback.failed:
-        return [0.0] * len(offsets), []
+        return [0.0] * len(text), []
     if feedback.marks is None:
-        return align_spans(text, offsets, feedback.spans, continuous=continuous)
-    marks = [_label(label, f"character {i}", continuous) for i, label in enumerate(feedback.marks)]
-    return _of_tokens(text, marks, offsets), []
+        return find_spans(text, feedback.spans, in_order=feedback.in_order, continuous=continuous)
+    return [_label(label, f"character {i}", continuous) for i, label in enumerate(feedback.marks)], []
 
 
 def align_spans(
@@ -228,9 +233,7 @@ def align_spans(
 ) -> tuple[list[float], list[str]]:
     """The reward of each token: -1 if it touches a poor span, else 1 if it touches a good one, else 0.
 
-    Text and phrases are compared in lower case with runs of white space as one. A phrase is looked for from the end of
-    its own last match, and only where it begins and ends with whole words. Only letters and digits count: a token of
-    punctuation or space has 0.
+    See `find_spans` for how phrases are found and `token_labels` for what a token gets.
 
     Args:
         text: the sample.
@@ -252,6 +255,29 @@ def align_spans(
     Source:
         Follows from arXiv 2505.22338; the search and its rules are our reading.
     """
+    marks, unmatched = find_spans(text, spans, continuous=continuous)
+    return token_labels(text, marks, offsets), unmatched
+
+
+def find_spans(
+    text: str, spans: Sequence[Sequence[Any]], *, in_order: bool = False, continuous: bool = False
+) -> tuple[list[float], list[str]]:
+    """The label of each character of a text by phrases in it, and the phrases that were not found.
+
+    Text and phrases are compared in lower case with runs of white space as one. A phrase is looked for from the end of
+    its own last match, and only where it begins and ends with whole words. A character of several phrases has the lowest
+    label but 0.
+
+    Args:
+        text: the sample.
+        spans: (phrase, label); the label 0 marks nothing.
+        in_order: the phrases are in the order of the text, as a list of all its words: each is looked for behind the one
+            before.
+        continuous: take labels between -1 and 1, and hold other numbers within.
+
+    Raises:
+        DataError, ScoreError: as `align_spans`.
+    """
     plain, places = _collapsed(text)
     marks = [0.0] * len(text)
     ends: dict[str, int] = {}
@@ -259,15 +285,28 @@ def align_spans(
     for phrase, given in spans:
         label = _label(given, repr(phrase)[:80], continuous)
         wanted = _collapsed(str(phrase))[0].strip()
-        start = _find(plain, wanted, ends.get(wanted, 0))
+        key = "" if in_order else wanted
+        start = _find(plain, wanted, ends.get(key, 0))
         if start < 0:
             unmatched.append(str(phrase))
             continue
-        ends[wanted] = start + len(wanted)
+        end = ends[key] = start + len(wanted)
         if label:
-            for place in places[start : ends[wanted]]:
+            for place in places[start:end]:
                 marks[place] = min(label, marks[place]) if marks[place] else label
-    return _of_tokens(text, marks, offsets), unmatched
+    return marks, unmatched
+
+
+def token_labels(text: str, marks: Sequence[float], offsets: Sequence[Sequence[int]]) -> list[float]:
+    """The lowest label that is not 0 among the letters and digits of each token; 0 without any.
+
+    Args:
+        text: the sample.
+        marks: a label for each of its characters.
+        offsets: (start, end) of each token.
+    """
+    counted = [label if letter.isalnum() else 0.0 for letter, label in zip(text, marks, strict=True)]
+    return [min((label for label in counted[start:end] if label), default=0.0) for start, end in offsets]
 
 
 def _label(value: Any, of: str, continuous: bool) -> float:
@@ -279,12 +318,6 @@ def _label(value: Any, of: str, continuous: bool) -> float:
     if not number or value not in (-1, 0, 1):
         raise DataError(f"rewards.spans: a label must be -1, 0 or 1; got {value!r:.40} for {of}.")
     return float(value)
-
-
-def _of_tokens(text: str, marks: Sequence[float], offsets: Sequence[Sequence[int]]) -> list[float]:
-    """The lowest label that is not 0 among the letters and digits of each token."""
-    counted = [label if letter.isalnum() else 0.0 for letter, label in zip(text, marks, strict=True)]
-    return [min((label for label in counted[start:end] if label), default=0.0) for start, end in offsets]
 
 
 def _collapsed(text: str) -> tuple[str, list[int]]:

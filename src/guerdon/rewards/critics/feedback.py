@@ -29,6 +29,7 @@ class Feedback(NamedTuple):
         calls: how often a model was called for it, tries that failed included.
         malformed: how many of its replies could not be read.
         why: why there is no feedback; empty where there is.
+        in_order: the phrases are in the order of the sample, as a list of all its words.
     """
 
     critique: str = ""
@@ -37,6 +38,7 @@ class Feedback(NamedTuple):
     calls: int = 0
     malformed: int = 0
     why: str = ""
+    in_order: bool = False
 
     @property
     def failed(self) -> bool:
@@ -137,7 +139,7 @@ def _of_words(words: Any, critique: str) -> Feedback:
         if isinstance(entry[1], bool) or entry[1] not in (-1, 0, 1):
             return Feedback(why=f"a label must be -1, 0 or 1; got {entry[1]!r:.20} for {entry[0]!r:.40}")
         spans.append((entry[0], float(entry[1])))
-    return Feedback(critique, tuple(spans))
+    return Feedback(critique, tuple(spans), in_order=True)
 
 
 def _unfenced(text: str) -> str:

@@ -58,7 +58,7 @@ class Question:
         rubric: Mapping[str, Any] | None = None,
         parsing: Parsing = "lenient",
     ) -> None:
-        missing = {"first", "second"} - set(_PLACE.findall(template))
+        missing = {"first", "second"} - places(template)
         if missing:
             raise RecipeError(
                 f"{where}.template: it must show both answers; there is no {{{sorted(missing)[0]}}} in it."
@@ -84,16 +84,7 @@ class Question:
             "rubric": self.rubric.text(),
             "form": form,
         }
-
-        def fill(place: re.Match[str]) -> str:
-            if place[1] not in parts:
-                raise DataError(
-                    f"{self.where}.template: {place[0]} names nothing. There are: {', '.join(sorted(parts))}."
-                )
-            return shown(parts[place[1]])
-
-        # in one pass: what a sample says is never taken for a place of the template
-        return _PLACE.sub(fill, self.template)
+        return filled(self.template, parts, self.where)
 
     def messages(self, match: Match) -> list[dict[str, str]]:
         """The question as a chat."""
@@ -118,6 +109,27 @@ class Question:
         if scores is None:
             return None, f"no verdict in the reply {reply[-120:]!r}"
         return (scores, self.categories(reply)), ""
+
+
+def places(template: str) -> set[str]:
+    """The names in braces of a template."""
+    return set(_PLACE.findall(template))
+
+
+def filled(template: str, parts: Mapping[str, Any], where: str) -> str:
+    """A template with everything in its place.
+
+    Raises:
+        DataError: it names what there is not.
+    """
+
+    def fill(place: re.Match[str]) -> str:
+        if place[1] not in parts:
+            raise DataError(f"{where}.template: {place[0]} names nothing. There are: {', '.join(sorted(parts))}.")
+        return shown(parts[place[1]])
+
+    # in one pass: what a sample says is never taken for a place of the template
+    return _PLACE.sub(fill, template)
 
 
 def as_verdict(answer: Answer) -> Verdict:
