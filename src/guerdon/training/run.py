@@ -55,6 +55,7 @@ _OF_A_FAILED_RUN = {
 # a domain gives the runner its policy and its rows; the loops never see it
 DOMAINS = {
     "language": "guerdon.language.domain",
+    "spans": "guerdon.rewards.critics.domain",
     "diffusion": "guerdon.diffusion.domain",
     "flow": "guerdon.diffusion.domain",
 }

@@ -36,6 +36,8 @@ class Task:
         demonstrations: seed -> rows with `prompt` and `completion`, for a supervised warm start.
         pairs: seed -> rows with `prompt`, `chosen` and `rejected`; None = the task has no preferences.
         held_out_pairs: count -> that many fixed pairs, none of which is trained on.
+        feedback: seed -> records of feedback on answers (`prompt`, `response`, `textual_feedback`, `marks`); None = none.
+        held_out_feedback: count -> that many fixed records, none of which is trained on.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Task:
     demonstrations: Callable[[int], Sequence[Row]]
     pairs: Callable[[int], Sequence[Row]] | None = None
     held_out_pairs: Callable[[int], Sequence[Row]] = lambda count: ()
+    feedback: Callable[[int], Sequence[Row]] | None = None
+    held_out_feedback: Callable[[int], Sequence[Row]] = lambda count: ()
 
 
 def find(name: str) -> Task:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from guerdon.stages import lazy
 
 MEMBERS = {
+    "chat": "chat",
+    "classifier": "classifier",
+    "local": "local",
     "program": "program",
 }
 __getattr__, __dir__ = lazy(__name__, MEMBERS)
