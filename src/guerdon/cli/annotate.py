@@ -79,7 +79,10 @@ def _parser() -> Parser:
         "--weak", metavar="PATH", help="of density_ratio: the other; by default --strong without its adapters"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the result, .jsonl [DATA with the ending .pairs.jsonl or .feedback.jsonl]"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the result, .jsonl [DATA with the ending .pairs.jsonl or .feedback.jsonl]",
     )
     parser.add_argument(
         "--rejected",

@@ -20,7 +20,15 @@ from guerdon.rewards.critics.records import OWN, checked
 from guerdon.training.growing import GrowingFile, line
 
 WHY = ("no feedback", "no phrase stands in the response", "a label is none of -1, 0 and 1")
-COUNTS = ("records", "good_spans", "poor_spans", "without_spans", "unmatched_phrases", "critic_calls", "malformed_replies")
+COUNTS = (
+    "records",
+    "good_spans",
+    "poor_spans",
+    "without_spans",
+    "unmatched_phrases",
+    "critic_calls",
+    "malformed_replies",
+)
 _ROWS = 128  # read at a time
 _TEXT = ("response", "completion", "sample", "completions")
 _ENOUGH = 20  # responses before a critic is found to fail too often
@@ -196,6 +204,4 @@ class _Output(GrowingFile):
 
     def criticism(self) -> Criticism:
         """What has been done so far."""
-        return Criticism(
-            self.items, self.done, dict(self.counts), self.example, self.out if self.finished else None
-        )
+        return Criticism(self.items, self.done, dict(self.counts), self.example, self.out if self.finished else None)

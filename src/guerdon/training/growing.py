@@ -38,9 +38,7 @@ class GrowingFile:
         counts: name -> number.
     """
 
-    def __init__(
-        self, out: Path, settings: Mapping[str, Any], items: int, *, unit: str, counts: Sequence[str]
-    ) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any], items: int, *, unit: str, counts: Sequence[str]) -> None:
         self.out, self.part = out, out.with_name(f"{out.name}.part")
         self.record = out.with_name(f"{out.name}.json")
         self.settings = json.loads(json.dumps(settings, default=str))

@@ -193,7 +193,9 @@ def test_a_classifier_is_saved_loaded_and_put_back(tmp_path: Path) -> None:
 
 
 def test_a_model_without_such_a_head_is_no_critic(saved: Path) -> None:
-    with pytest.raises(RecipeError, match=r"is no token classifier but LlamaForCausalLM\. Train one with: guerdon train"):
+    with pytest.raises(
+        RecipeError, match=r"is no token classifier but LlamaForCausalLM\. Train one with: guerdon train"
+    ):
         ClassifierCritic(model=str(saved))
     assert TokenClassifier.load(str(saved), new_head=True).model.config.num_labels == 3
     with pytest.raises(RecipeError, match="cannot be loaded as a token classifier"):
