@@ -726,7 +726,8 @@ class LanguagePolicy(nn.Module):
         values = None
         if self.critic is not None and backbone is self.backbone:
             values = self.critic(found.reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
-        return LogProb(*(None if flat is None else found.spread(flat) for flat in (logp, entropies, values)))
+        spread = [None if flat is None else found.spread(flat) for flat in (entropies, values)]
+        return LogProb(found.spread(logp), *spread)
 
     def _read(self, backbone: Backbone, steps: dict[str, Tensor], mask: Tensor, *, whole: bool = False) -> _Live:
         """What a model says where each live token was produced."""

@@ -134,8 +134,8 @@ def filled(template: str, parts: Mapping[str, Any], where: str) -> str:
 
 def as_verdict(answer: Answer) -> Verdict:
     """What came of a question, read by `Question.verdict`, as a verdict."""
-    scores, categories = answer.content or ((math.nan, math.nan), {})
-    return Verdict(*scores, answer.calls, answer.malformed, answer.why, categories)
+    (first, second), categories = answer.content or ((math.nan, math.nan), {})
+    return Verdict(first, second, answer.calls, answer.malformed, answer.why, categories)
 
 
 def shown(value: Any) -> str:
