@@ -33,6 +33,7 @@ MEMBERS = {
     "simpo": "simpo",
     "sweet-spot": "sweet_spot",
     "tgdpo": "tgdpo",
+    "text2grad": "text2grad",
     "vade": "vade",
     "vgpo": "vgpo",
 }  # slug -> module of this package

@@ -1,0 +1,97 @@
+"""The claim test of Text2Grad: its critic, its small policies, and verdicts that follow from the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from guerdon.evidence import runner, text2grad
+from guerdon.evidence.base import Evidence, Result, Results, Unit
+from guerdon.evidence.writers import Writers
+from guerdon.rewards.critics.base import Response
+from guerdon.rewards.critics.feedback import parse_feedback
+
+GOOD = {"right": 0.99, "right_half": 0.9, "steps_to_90": 100.0}
+FIGURES = {arm: dict(GOOD) for arm in text2grad.ROLES}
+FIGURES["spans"] |= {"placed": 0.96}
+FIGURES["summed"] |= {"steps_to_90": 150.0}
+FIGURES["summed-group"] |= {"steps_to_90": math.inf}
+
+
+def concluded(change: Any = None, budget: Any = "full") -> Evidence:
+    results = [
+        Result(Unit(arm, seed), {k: v + 1e-3 * seed for k, v in (FIGURES[arm] | (change or {}).get(arm, {})).items()})
+        for arm in FIGURES
+        for seed in range(3)
+    ]
+    return text2grad.conclude(Results(results, budget))
+
+
+def test_all_well():
+    evidence = concluded()
+    assert (evidence.holds, evidence.headline) == (True, "shown")
+    assert concluded(budget="smoke").holds
+    assert Evidence.from_json(evidence.to_json()).verdict == evidence.verdict
+
+
+@pytest.mark.parametrize(
+    ("arm", "changed", "name"),
+    [
+        ("spans", {"placed": 0.8}, "quoted phrases lead back to their words"),
+        ("spans", {"right": 0.9}, "the policy learns the reports"),
+        ("summed", {"steps_to_90": 120.0}, "steps to 0.9, summed over spans"),
+        ("summed-group", {"steps_to_90": 120.0}, "steps to 0.9, summed-group over spans"),
+    ],
+)
+def test_each_condition_can_fail(arm, changed, name):
+    assert [check.name for check in concluded({arm: changed}).checks if not check.holds] == [name]
+
+
+def test_a_method_that_never_gets_there_shows_nothing():
+    never = {arm: {"steps_to_90": math.inf} for arm in FIGURES}
+    assert concluded(never).headline == "not shown at this scale"
+
+
+def test_the_plan():
+    units = runner.checked(text2grad, text2grad.plan("full", 5))
+    assert {unit.arm for unit in units} == set(text2grad.ROLES)
+    assert {unit.seed for unit in units if unit.role == "measure"} == set(range(5))
+    tuned = text2grad.plan("full", 1, {"summed": {"steps": 3, "lr": 0.7}})
+    assert {u.settings["lr"] for u in tuned if u.arm == "summed" and u.role == "measure"} == {0.7}
+
+
+def test_the_critic_quotes_runs():
+    response = Response(0, "w01 w02 w03 w01 w05", {"target": "w01 w02 w09 w01 w07", "terse": False})
+    written = text2grad.critique(response)
+    assert parse_feedback(written).spans == (("w01 w02", 1.0), ("w01", 1.0), ("w03", -1.0), ("w05", -1.0))
+    assert json.loads(written)["textual_feedback"] == "keeps: 'w01 w02', 'w01'; fails: 'w03', 'w05'"
+    many = " ".join(["w01 w02"] * 5)
+    short = text2grad.critique(Response(0, many, {"target": " ".join(["w01 w03"] * 5), "terse": True}))
+    assert [label for _, label in parse_feedback(short).spans] == [1.0] * 4 + [-1.0] * 3
+    long = text2grad.critique(Response(0, "w01 w02 w03 w04 w05", {"target": "w01 w02 w03 w04 w05", "terse": True}))
+    assert parse_feedback(long).spans == (("w01 w02 w03", 1.0),)
+
+
+def test_a_unit_learns_and_its_arms_differ():
+    found = {arm: text2grad.measure(Unit(arm, 0, {"steps": 30, "lr": 0.1})) for arm in text2grad.ROLES}
+    assert found["spans"]["figures"]["right"] > 0.15  # 0.05 before
+    assert found["spans"]["figures"]["placed"] > 0.7
+    assert "placed" not in found["summed"]["figures"]
+    assert len({tuple(measured["curves"]["right"]) for measured in found.values()}) == len(found)
+
+
+def test_an_advantage_for_every_token():
+    writers = Writers([0], prompts=1, length=3, tokens=4)
+    texts = torch.tensor([[[[0, 3, 1], [2, 2, 2]]]])
+    (same,) = writers.gradients(texts, [torch.tensor([[[1.0, -0.5]]])])
+    by_token = torch.tensor([[[[1.0] * 3, [-0.5] * 3]]])
+    (each,) = writers.gradients(texts, [by_token])
+    torch.testing.assert_close(each, same)
+    by_token[..., 1:] = 0.0
+    (first,) = writers.gradients(texts, [by_token])
+    assert first[0, 0, 0].abs().sum() > 0
+    assert first[0, 0, 1:3].abs().sum() == 0
