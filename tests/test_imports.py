@@ -52,6 +52,12 @@ EXCEPTIONS = {
     ("rewards/served.py", "language"),
     ("rewards/router.py", "language"),
     ("rewards/router.py", "components"),
+    ("rewards/critics/program.py", "components"),
+    ("rewards/critics/local.py", "language"),
+    # models of feedback are trained as policies are
+    ("rewards/critics/domain.py", "language"),
+    ("rewards/critics/token_classifier.py", "language"),
+    ("rewards/critics/token_classifier.py", "objectives"),
     # a bundled base is what the supervised loop makes of its recipe
     ("diffusion/bases.py", "training"),
     # a data file is read in the same way whatever its rows are for

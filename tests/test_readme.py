@@ -16,7 +16,10 @@ from guerdon.recipes.yaml12 import loads
 from tests.pages import ROOT, Command, blocks, commands, own_pages
 
 README = ROOT / "README.md"
-METHODS = [ROOT / "docs" / "methods" / f"{slug}.md" for slug in ("cdr", "copo", "noisy-verifier", "real", "sweet-spot")]
+METHODS = [
+    ROOT / "docs" / "methods" / f"{slug}.md"
+    for slug in ("cdr", "copo", "noisy-verifier", "real", "sweet-spot", "text2grad")
+]
 PAGES = sorted({README, *METHODS, *own_pages()})
 COMMANDS_SHOWN = [(page, command) for page in PAGES for command in commands(page)]
 

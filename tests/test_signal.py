@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -230,3 +231,116 @@ def test_a_weighting_sees_raw_scores_beside_shaped_ones():
 
     Signal(rewards={"r": exact}, shaping={"r": [tenfold]}, weighting=weigh, advantage=dr_grpo)(make())
     assert seen == {"shaped": [[[10.0], [0.0]], [[10.0], [10.0]]], "raw": [[[1.0], [0.0]], [[1.0], [1.0]]]}
+
+
+class Stepped(NamedTuple):
+    scores: list[list[float | None]]
+    step_scores: torch.Tensor
+
+
+STEPS = torch.tensor([[[1.0, 0.0, -1.0], [0.0, 2.0, 9.0]], [[0.0, 0.0, 3.0], [1.0, 1.0, 1.0]]])
+
+
+def stepped(samples) -> Stepped:
+    steps = STEPS[: len(samples)].clone()
+    steps[0, 1, 2] = 0.0
+    return Stepped(steps.sum(-1).tolist(), steps)
+
+
+def per_step(rollout: Rollout, **options) -> torch.Tensor:
+    rewards = Signal(**options)(rollout).rewards
+    assert rewards is not None
+    return rewards
+
+
+def test_step_scores_are_paid_where_they_are_earned_and_the_rest_at_the_end():
+    rollout = make()
+    rollout.mask[0, 1, 2] = False  # its last step is the one in the middle
+    expected = STEPS.masked_fill(~rollout.mask, 0.0)
+    assert torch.equal(per_step(rollout, rewards={"s": stepped}), expected)
+    # a component without steps, weights, and what shaping changes
+    weights = functools.partial(linear, weights={"s": 0.5, "r": 2.0})
+    found = per_step(rollout, rewards={"s": stepped, "r": exact}, weighting=weights)
+    whole = torch.tensor([[2.0, 0.0], [2.0, 2.0]])
+    last = torch.tensor([[[0, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]]]) * whole.unsqueeze(-1)
+    torch.testing.assert_close(found, 0.5 * expected + last)
+    shaped = per_step(rollout, rewards={"s": stepped}, shaping={"s": [lambda scores: scores * 3]})
+    assert torch.equal(shaped.sum(-1), 3 * expected.sum(-1))
+    assert torch.equal(shaped[..., 0], expected[..., 0])
+    # the same whatever length the rollout is padded to
+    extended = Signal(rewards={"s": stepped}).score(rollout).extend(5)
+    assert torch.equal(Signal(rewards={"s": stepped}).weigh(extended).rewards[..., :3], expected)
+
+
+def test_a_sample_without_a_score_has_no_steps():
+    def partly(samples) -> Stepped:
+        return Stepped([[1.0, None], [2.0, 3.0]], torch.ones(2, 2, 3))
+
+    rollout = make()
+    signal = Signal(rewards={"s": partly, "r": exact})
+    found = signal(rollout).rewards
+    assert found[0, 1].tolist() == [0.0, 0.0, 0.0]  # the other component's 0
+    alone = Signal(rewards={"s": partly})(rollout).rewards
+    assert alone[0, 1].isnan().any()
+    assert alone[1].sum(-1).tolist() == [2.0, 3.0]
+
+
+def test_step_scores_that_cannot_be_used():
+    def broken(samples) -> Stepped:
+        steps = STEPS[: len(samples)].clone()
+        steps[0, 0, 1] = math.inf
+        return Stepped([[1.0, 1.0]] * len(samples), steps)
+
+    def short(samples) -> Stepped:
+        return Stepped([[1.0, 1.0]] * 2, torch.ones(2, 2, 2))
+
+    with pytest.raises(ScoreError, match=r"'broken' returned the step score inf for prompt 0, sample 0"):
+        Signal(rewards=[broken])(make())
+    dropped = Signal(rewards=[broken], on_bad_score="drop")(make())
+    assert dropped.rewards.isnan().any(-1).tolist() == [[True, False], [False, False]]
+    assert len(dropped.extras["dropped"][0]) == 1
+    with pytest.raises(ScoreError, match=r"step_scores must be \[P, G, T\] = \[2, 2, 3\]; got \[2, 2, 2\]"):
+        Signal(rewards=[short])(make())
+
+
+def test_steps_of_a_reward_that_fails_on_one_prompt():
+    def picky(samples) -> Stepped:
+        if any("2" in group for group in samples):
+            raise ValueError("no 2")
+        return Stepped([[3.0, 3.0]] * len(samples), torch.ones(len(samples), 2, 3))
+
+    found = Signal(rewards=[picky], on_bad_score="drop")(make()).rewards
+    assert found[0].isnan().any(-1).all()
+    assert found[1].tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+
+
+def test_components_alone_keep_their_steps():
+    signal = Signal(rewards={"s": stepped, "r": exact}, advantage=lambda rewards: rewards)
+    rollout = make()
+    of_steps, of_sample = signal.alone(signal.score(rollout))
+    assert torch.equal(of_steps.rewards, STEPS.where(STEPS != 9, 0.0))
+    assert torch.equal(of_sample.rewards[..., -1], torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert (of_sample.rewards[..., :-1] == 0).all()
+
+
+def test_the_ledger_of_step_rewards_adds_up():
+    rollout = Signal(rewards={"s": stepped, "r": exact}, advantage=lambda rewards: rewards)(make())
+    found = attribute(rollout)
+    assert torch.equal(found.advantages, rollout.rewards.sum(-1))
+    torch.testing.assert_close(found.contributions.sum(-1) + found.remainder, found.advantages)
+
+
+def test_what_a_policy_says_of_each_sample_is_there_when_the_guilty_one_is_looked_for():
+    def picky(samples, offsets) -> Stepped:
+        assert offsets.shape[:2] == (len(samples), len(samples[0]))
+        if any("2" in group for group in samples):
+            raise ValueError("no 2")
+        return Stepped([[3.0] * len(group) for group in samples], torch.ones(len(samples), len(samples[0]), 3))
+
+    rollout = make()
+    rollout.extras["offsets"] = torch.zeros(2, 2, 3, 2, dtype=torch.long)
+    dropped = Signal(rewards=[picky], on_bad_score="drop")(rollout).extras["dropped"][0]
+    assert [(fault.sample, fault.why) for fault in dropped] == [
+        (0, "ValueError: no 2"),
+        (1, "another sample of its group could not be scored"),
+    ]

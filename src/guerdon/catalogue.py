@@ -112,7 +112,7 @@ METHODS = (
             "adds a few tiers of closeness to a binary reward"),
     _method("copg", "Contrastive policy gradient", "objectives.copg rewards.recorded", "arXiv 2406.19185",
             "learns from scored pairs of any origin, without importance weights"),
-    _method("text2grad", "Text2Grad", "rewards.spans", "arXiv 2505.22338",
+    _method("text2grad", "Text2Grad", "rewards.spans advantages.adaptive_gae", "arXiv 2505.22338",
             "turns a written critique into rewards for the spans it speaks of"),
     _method("quark-medical", "Quark medical alignment", "shaping.reference_frozen weighting.tri_factor",
             "arXiv 2602.11661",

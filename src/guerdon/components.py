@@ -106,7 +106,7 @@ def build(stage: str, spec: Component, path: str | None = None) -> Callable[...,
     spec = normalise(stage, spec, path)
     name, options = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
     users = ":" in name
-    member: Any = _imported(name, path) if users else getattr(importlib.import_module(f"guerdon.{stage}"), name)
+    member: Any = imported(name, path) if users else getattr(importlib.import_module(f"guerdon.{stage}"), name)
     if not callable(member):
         raise RecipeError(f"{path}: {name} is a {type(member).__name__}, which cannot be called.")
     path = f"{path}.{name}"
@@ -144,7 +144,17 @@ def _signature(member: Callable[..., Any], is_class: bool) -> tuple[dict[str, tu
     return kinds, fields, is_class and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _imported(name: str, path: str) -> Any:
+def imported(name: str, path: str) -> Any:
+    """What `module:attribute` names.
+
+    Args:
+        name: as in a recipe.
+        path: opens the errors.
+
+    Raises:
+        RecipeError: the name has another form.
+        UnknownNameError: there is no such module or attribute.
+    """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise RecipeError(f"{path}: your own component is named module:attribute; got {name!r}.")

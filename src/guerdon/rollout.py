@@ -207,6 +207,17 @@ class Rollout:
         return replace(self, **parts, **nested)
 
 
+def last_step(mask: Bool[Tensor, "P G T"]) -> Bool[Tensor, "P G T"]:
+    """True at each sample's last live step.
+
+    Example:
+        >>> last_step(torch.tensor([[[True, True, False], [False, False, False]]])).tolist()
+        [[[False, True, False], [False, False, False]]]
+    """
+    still_to_come = mask.flip(-1).cumsum(-1).flip(-1)
+    return mask & (still_to_come == 1)
+
+
 def join(rollouts: Sequence[Rollout]) -> Rollout:
     """Put rollouts of the same group size one after the other, padding steps to the longest.
 

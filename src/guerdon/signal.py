@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guerdon.errors import RecipeError, ShapeError, nearest
 from guerdon.rewards.scoring import FLAT, Scores, differentiable_scores, score
-from guerdon.rollout import Rollout
+from guerdon.rollout import Rollout, last_step
 from guerdon.stages import call, check, label, outputs, signature, wants
 
 Stage = Callable[..., Any]
@@ -113,7 +113,7 @@ class Signal(nn.Module):
     @property
     def needs_reference(self) -> bool:
         """Whether the policy that training starts from must be kept: for its log-probabilities or for its answers."""
-        return self.needs("logp_ref") or self.needs("ref_scores") or bool(self.uncalibrated())
+        return self.needs("logp_ref") or self.needs("kl_old") or self.needs("ref_scores") or bool(self.uncalibrated())
 
     def check(self, available: Iterable[str]) -> set[str]:
         """Check before training that every stage will find the fields it names.
@@ -181,6 +181,8 @@ class Signal(nn.Module):
     def weigh(self, rollout: Rollout, *, without: Stage | None = None) -> Rollout:
         """From scores to rewards: fills `rewards`, and `shaped` and `weights` [P, G, K], which the ledger reads.
 
+        Where a reward gave `step_scores`, `rewards` are [P, G, T]: each step's weighted scores, and at a sample's last step
+        what they leave of its whole reward, such as components without steps and what shaping changed.
         Where the scores have a graph, so have the rewards, unless a stage ends it.
 
         Args:
@@ -215,6 +217,7 @@ class Signal(nn.Module):
         for p, faults in enumerate(rollout.extras.get("dropped", ())):
             for fault in faults:
                 weighted["rewards"][p, fault.sample] = torch.nan
+        weighted["rewards"] = _by_step(rollout, weighted["rewards"], weighted["weights"])
         return rollout.update({**produced, **weighted})
 
     @torch.no_grad()
@@ -265,7 +268,8 @@ class Signal(nn.Module):
         for k in range(shaped.shape[-1]):
             weights = torch.zeros_like(shaped)
             weights[..., k] = 1.0
-            own = {"rewards": shaped[..., k].masked_fill(dropped, torch.nan), "weights": weights}
+            rewards = _by_step(rollout, shaped[..., k].masked_fill(dropped, torch.nan), weights)
+            own = {"rewards": rewards, "weights": weights}
             extras = {name: value for name, value in weighed.extras.items() if name != "advantage_scale"}
             found.append(self._with_advantages(replace(weighed, extras=extras).update(own)))
         return found
@@ -340,6 +344,16 @@ def _by_prompt(found: Scores, count: int) -> list[list[Any]]:
     for fault in found.dropped:
         rows[fault.prompt].append(fault)
     return rows
+
+
+def _by_step(rollout: Rollout, rewards: Tensor, weights: Tensor) -> Tensor:
+    """Rewards [P, G, T] that add up to those of samples, where components say when they are earned; else as they are."""
+    step_scores = rollout.extras.get("step_scores")
+    if step_scores is None:
+        return rewards
+    paid = (step_scores * weights.unsqueeze(2)).sum(-1)
+    rest = rewards - paid.sum(-1)
+    return paid + rest.unsqueeze(-1).where(last_step(rollout.mask), 0.0)
 
 
 def _nansum(scores: Tensor) -> Tensor:

@@ -139,16 +139,17 @@ def wants(stage: Any, field: str) -> bool:
     """Whether a stage makes use of an optional, costly field such as `logp_ref`.
 
     A required parameter is wanted. An optional one is wanted when the stage's option `beta` is positive, which is the
-    convention by which a stage says that its divergence term is switched on. An option `kl_estimator` says which of two
-    fields the term reads: `kl` if it is `exact`, `logp_ref` otherwise.
+    convention by which a stage says that its divergence term is switched on. An option `kl_estimator` says which fields
+    the term reads: `kl` (or `kl_old`, that of the sampling policy) if it is `exact`, `logp_ref` otherwise.
     """
     read = signature(stage)
     if field in read.required:
         return True
-    estimator = read.options.get("kl_estimator")
-    if estimator is not None and field == ("logp_ref" if estimator == "exact" else "kl"):
+    inner = _unwrap(stage)[0]
+    estimator = read.options.get("kl_estimator", getattr(inner, "kl_estimator", None))
+    if estimator is not None and field in (("logp_ref",) if estimator == "exact" else ("kl", "kl_old")):
         return False
-    beta = read.options.get("beta", getattr(_unwrap(stage)[0], "beta", None))
+    beta = read.options.get("beta", getattr(inner, "beta", None))
     return field in read.optional and bool(beta)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guerdon.advantages import gae
-from guerdon.errors import BindingError, ScoreError, ShapeError
+from guerdon.errors import BindingError, RecipeError, ScoreError, ShapeError
 
 
 def double(values: list) -> Tensor:
@@ -91,6 +91,24 @@ def test_the_penalty_is_taken_from_every_live_step():
     torch.testing.assert_close(found.advantages, by_hand.advantages)
 
 
+def test_the_exact_divergence_takes_the_place_of_the_sampled_one():
+    mask, kl = live([1, 1, 0]), one([0.25, 1.5, math.nan])
+    found = gae(double([[1.0]]), one([0, 0, 0]), mask, kl_old=kl, beta=0.1, kl_estimator="exact", whiten=False)
+    by_hand = gae(one([-0.025, 0.85, 0]), one([0, 0, 0]), mask, whiten=False)
+    torch.testing.assert_close(found.advantages, by_hand.advantages)
+
+
+def test_nothing_but_spans_is_pure_local_credit():
+    rewards, values = one([1, 0, -1]), one([0.5, 0.25, 0])
+    out = gae(rewards, values, live([1, 1, 1]), gamma=0.0, lam=0.0, whiten=False)
+    assert torch.equal(out.advantages, rewards - values)
+    nothing = gae(one([0, 0, 0]), one([0, 0, 0]), live([1, 1, 1]))
+    assert (nothing.advantages == 0).all()
+    assert (nothing.returns == 0).all()
+    scalar = gae(double([[3.0]]), one([0, 0, 0]), live([1, 1, 1]), lam=1.0, whiten=False)
+    assert torch.equal(scalar.advantages, one([3, 3, 3]))
+
+
 def test_whitening_is_over_live_steps():
     generator = torch.Generator().manual_seed(0)
     rewards, values = (torch.randn(2, 3, 5, dtype=torch.float64, generator=generator) for _ in range(2))
@@ -131,5 +149,9 @@ def test_errors(friendly_errors):
         gae(torch.zeros(2, 4), values, mask)
     with pytest.raises(BindingError, match=r"beta = 0.1 needs logp_old and logp_ref"):
         gae(torch.zeros(2, 3), values, mask, beta=0.1)
+    with pytest.raises(BindingError, match=r"kl_estimator: exact needs kl_old"):
+        gae(torch.zeros(2, 3), values, mask, beta=0.1, kl_estimator="exact")
+    with pytest.raises(RecipeError, match=r"kl_estimator: must be k1 or exact; got 'k9'"):
+        gae(torch.zeros(2, 3), values, mask, beta=0.1, kl_estimator="k9")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ScoreError, match=r"rewards\[0, 1\] is infinite"):
         gae(torch.tensor([[0.0, math.inf, 0.0]] * 2), values, mask)

@@ -21,6 +21,7 @@ ORDER = [2, 0, 3, 1]
 
 # advantages whose stated rule for a constant group is not 0
 NOT_ZERO_WHEN_CONSTANT = {
+    "advantages.adaptive_gae",
     "advantages.copo",
     "advantages.gae",
     "advantages.prompt_tracker",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError
 from guerdon.language.characters import character_tokenizer
 from guerdon.language.policy import LanguagePolicy
-from tests.language.conftest import ALPHABET, make_model
+from tests.language.conftest import ALPHABET, WORDS, make_model
 
 PROMPTS = ["ab", "cdefg", "hhh", "a"]
 SEEDS = [3, 1, 4, 15]
@@ -352,3 +353,51 @@ def test_the_character_tokenizer():
     assert character_tokenizer("ab", bos="<s>")("ba").input_ids == [2, 4, 3]
     with pytest.raises(DataError, match="occur once"):
         character_tokenizer("aba")
+
+
+def test_offsets_of_samples_where_they_are_asked_for(tokenizer):
+    policy = make_policy(tokenizer, max_new_tokens=6)
+    assert "offsets" not in policy.sample(["ab", "c"], 2, [1, 2]).extras
+    policy.keep_offsets = True
+    for rollout in (policy.sample(["ab", "c"], 2, [1, 2]), policy.given(["ab"], [["abc", "a"]])):
+        offsets = rollout.extras["offsets"]
+        assert offsets.shape == (*rollout.mask.shape, 2)
+        assert (offsets[~rollout.mask] == 0).all()
+        for p, group in enumerate(rollout.samples):
+            for g, text in enumerate(group):
+                live = offsets[p, g][rollout.mask[p, g]].tolist()
+                assert "".join(text[start:end] for start, end in live) == text
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("llama", "float64"), ("gpt2", "float64"), ("softcap", "float32")])
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_the_exact_divergence_is_the_mean_of_the_sampled_one(tokenizer, kind, dtype, chunk):
+    policy = make_policy(tokenizer, kind, dtype, max_new_tokens=4, temperature=0.8, logprob_chunk=chunk)
+    policy.keep_reference()
+    rollout = policy.sample(["ab", "abc"], 3, [1, 2])
+    assert policy.divergence(rollout).abs().max() < 1e-6
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    found = policy.divergence(rollout)
+    assert (found[rollout.mask] > 0).all()
+    assert (found[~rollout.mask] == 0).all()
+    # every token at one place of every sample in turn: the gaps of the log-probabilities, weighted by the probabilities
+    expected = torch.zeros_like(found[..., 1])
+    for word in range(WORDS):
+        steps = {**rollout.steps, "completion_ids": rollout.steps["completion_ids"].clone()}
+        steps["completion_ids"][..., 1] = word
+        other = replace(rollout, steps=steps, mask=torch.ones_like(rollout.mask))
+        own, reference = policy.log_prob(other).logp[..., 1], policy.reference_log_prob(other)[..., 1]
+        expected += own.exp() * (own - reference)
+    live = rollout.mask[..., 1]
+    torch.testing.assert_close(found[..., 1][live], expected[live].detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_divergence_from_the_model_without_adapters(tokenizer):
+    policy = with_adapters(tokenizer, max_new_tokens=4)
+    rollout = policy.sample(["ab"], 2, [1])
+    found = policy.divergence(rollout)
+    assert (found[rollout.mask] > 0).all()
+    with policy.model.disable_adapter():
+        assert policy.divergence(rollout).abs().max() == 0

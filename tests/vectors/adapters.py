@@ -17,6 +17,7 @@ from torch import Tensor
 from guerdon.advantages import (
     copo,
     dr_grpo,
+    gae,
     group_advantages,
     grpo,
     normalise_then_sum,
@@ -55,6 +56,7 @@ from guerdon.objectives import (
     nca,
     orpo,
     policy_gradient,
+    ppo,
     prdp,
     real,
     reward_weighted,
@@ -80,6 +82,7 @@ from guerdon.rewards.density_ratio import log_density_ratio
 from guerdon.rewards.likelihood import summed_logp
 from guerdon.rewards.overlong import overlong
 from guerdon.rewards.pairing import pick_pair
+from guerdon.rewards.spans import align_spans, length_weight
 from guerdon.rewards.topologies import play
 from guerdon.rewards.win_rate import win_rates
 from guerdon.sampling import vade
@@ -835,6 +838,49 @@ def density_ratios(inputs: Values) -> Values:
     }
 
 
+def text_feedback(inputs: Values) -> Values:
+    if inputs["kind"] == "align":
+        rewards, unmatched = align_spans(inputs["text"], inputs["offsets"], inputs["spans"])
+        return {"token_rewards": rewards, "unmatched": unmatched}
+    if inputs["kind"] == "length":
+        scores = tensor(inputs["scores"])
+        weights = length_weight(scores, torch.tensor(inputs["suggested"]), alpha=float(inputs["alpha"]))
+        return {"weights": weights, "scores": scores * weights}
+    names = ("logp_old", "logp_ref", "logp", "values_old", "values", "token_rewards")
+    # one sample a prompt: [B, T] as [P, 1, T]
+    old, ref, logp, values_old, values, delta = (tensor(inputs[name]).unsqueeze(1) for name in names)
+    mask = tensor(inputs["mask"]).bool().unsqueeze(1)
+    beta = inputs["kl_coef"]
+    found = gae(delta, values_old, mask, old, ref, gamma=inputs["gamma"], lam=inputs["lam"], beta=beta, whiten=False)
+    # the numbers have the whitening of masked steps as well, and the divergence's price there, which no loss reads
+    live = found.advantages[mask]
+    advantages = (found.advantages - live.mean()) * (live.var() + 1e-8).rsqrt()
+    losses = [
+        ppo(
+            logp,
+            old,
+            advantages,
+            values,
+            values_old,
+            found.returns,
+            mask,
+            clip_low=inputs["clip"],
+            clip_high=inputs["clip"],
+            value_clip=inputs["clip_value"],
+            value_coefficient=coefficient,
+        )
+        for coefficient in (0.0, inputs["vf_coef"])
+    ]
+    policy_loss, whole = (loss.total / loss.count for loss in losses)
+    return {
+        "rewards": (delta.where(mask, 0.0) - beta * (old - ref)).squeeze(1),
+        "advantages": advantages.squeeze(1),
+        "returns": found.returns.squeeze(1),
+        "policy_loss": policy_loss,
+        "value_loss_times_coef": whole - policy_loss,
+    }
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "alignprop": reward_gradients,
     "arena-rl": tournaments,
@@ -857,6 +903,7 @@ ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "implicit-reward": implicit_rewards,
     "simpo": length_normalised_preferences,
     "srpo": self_improvement,
+    "text2grad": text_feedback,
     "tgdpo": token_guidance,
     "sweet-spot": tiers,
     "vade": variance_aware,

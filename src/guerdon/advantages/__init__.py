@@ -8,6 +8,7 @@ from __future__ import annotations
 from guerdon.stages import lazy
 
 MEMBERS = {
+    "adaptive_gae": "adaptive_gae",
     "copo": "copo",
     "dr_grpo": "group",
     "gae": "gae",

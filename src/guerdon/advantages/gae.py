@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from guerdon.advantages.centring import batch_deviation, check_finite
-from guerdon.errors import BindingError, check_shapes
+from guerdon.errors import BindingError, RecipeError, check_shapes
+from guerdon.rollout import last_step
 
 
 class GaeOutput(NamedTuple):
@@ -25,10 +26,12 @@ def gae(
     mask: Bool[Tensor, "P G T"],
     logp_old: Float[Tensor, "P G T"] | None = None,
     logp_ref: Float[Tensor, "P G T"] | None = None,
+    kl_old: Float[Tensor, "P G T"] | None = None,
     *,
     gamma: float = 1.0,
     lam: float = 0.95,
     beta: float = 0.0,
+    kl_estimator: Literal["k1", "exact"] = "k1",
     whiten: bool = True,
     eps: float = 1e-8,
 ) -> GaeOutput:
@@ -43,9 +46,12 @@ def gae(
         mask: [P, G, T], True = a live step; masked steps are skipped wherever they are.
         logp_old: [P, G, T] log-probabilities of the sampling policy, needed when beta > 0.
         logp_ref: [P, G, T] log-probabilities of the reference, needed when beta > 0.
+        kl_old: [P, G, T] divergence of the sampling policy from the reference at each step, over all that could be drawn;
+            needed in place of both when beta > 0 and kl_estimator is `exact`.
         gamma: discount per step.
         lam: weight of the future; 0 is one-step temporal difference, 1 the whole return minus the value.
         beta: subtracts beta * (logp_old - logp_ref) from each step's reward.
+        kl_estimator: `k1`, that difference; `exact`, its expectation `kl_old`, which has no noise of the draw.
         whiten: give the advantages of all live, scored steps mean 0 and std 1 (Bessel's correction).
         eps: added to that std.
 
@@ -55,7 +61,8 @@ def gae(
     Raises:
         ShapeError: an argument has another shape.
         ScoreError: a reward is infinite.
-        BindingError: beta > 0 without logp_old and logp_ref.
+        BindingError: beta > 0 without the fields of its divergence.
+        RecipeError: the estimator is unknown.
 
     Gradient:
         None; both results are detached from all arguments.
@@ -80,14 +87,12 @@ def gae(
     rewards = rewards.detach() if rewards.ndim == 2 else rewards.detach().where(mask, 0.0)
     check_finite(where, "rewards", rewards)
     if rewards.ndim == 2:
-        rewards = rewards.unsqueeze(-1).where(_last_step(mask), 0.0)
+        rewards = rewards.unsqueeze(-1).where(last_step(mask), 0.0)
     scored = ~rewards.isnan().any(-1, keepdim=True)
     rewards, values = rewards.nan_to_num(nan=0.0), values.detach().where(mask, 0.0)
     if beta > 0:
-        if logp_old is None or logp_ref is None:
-            raise BindingError(f"{where}: beta = {beta} needs logp_old and logp_ref; set beta: 0 to do without.")
-        check_shapes(where, mask=(mask, "P G T"), logp_old=(logp_old, "P G T"), logp_ref=(logp_ref, "P G T"))
-        rewards = rewards - beta * (logp_old - logp_ref).detach().where(mask, 0.0)
+        penalty = _divergence(mask, logp_old, logp_ref, kl_old, beta, kl_estimator)
+        rewards = rewards - beta * penalty.detach().where(mask, 0.0)
 
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[..., 0])
@@ -105,10 +110,21 @@ def gae(
     return GaeOutput(advantages, returns)
 
 
-def _last_step(mask: Tensor) -> Tensor:
-    """True at each sample's last live step."""
-    still_to_come = mask.flip(-1).cumsum(-1).flip(-1)
-    return mask & (still_to_come == 1)
+def _divergence(
+    mask: Tensor, logp_old: Tensor | None, logp_ref: Tensor | None, kl_old: Tensor | None, beta: float, estimator: str
+) -> Tensor:
+    where = "advantages.gae"
+    if estimator == "exact":
+        if kl_old is None:
+            raise BindingError(f"{where}: beta = {beta} with kl_estimator: exact needs kl_old; use k1 to do without.")
+        check_shapes(where, mask=(mask, "P G T"), kl_old=(kl_old, "P G T"))
+        return kl_old
+    if estimator != "k1":
+        raise RecipeError(f"{where}.kl_estimator: must be k1 or exact; got {estimator!r}.")
+    if logp_old is None or logp_ref is None:
+        raise BindingError(f"{where}: beta = {beta} needs logp_old and logp_ref; set beta: 0 to do without.")
+    check_shapes(where, mask=(mask, "P G T"), logp_old=(logp_old, "P G T"), logp_ref=(logp_ref, "P G T"))
+    return logp_old - logp_ref
 
 
 def _whiten(advantages: Tensor, used: Tensor, eps: float) -> Tensor:

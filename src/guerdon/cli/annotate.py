@@ -1,4 +1,4 @@
-"""`guerdon annotate DATA --reward NAME`."""
+"""`guerdon annotate DATA --reward NAME`, and `guerdon annotate DATA --critic NAME`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from guerdon.errors import RecipeError
 
 if TYPE_CHECKING:
     from guerdon.training.annotation import Agreement, Annotation
+    from guerdon.training.feedback import Criticism
 
 _DESCRIPTION = """\
-Make preference pairs of raw completions: score them, and write for each prompt the best one and one that it beats.
+Make preference pairs of raw completions: score them, and write for each prompt the best one and one that it beats. Or, with
+--critic, records of written feedback: which phrases of a completion are good and which are poor.
 
   guerdon annotate samples.jsonl --reward density_ratio --strong ./dpo --weak ./sft --out pairs.jsonl
   guerdon annotate samples.jsonl --reward exact_answer --reward.ignore_case true
@@ -37,6 +39,13 @@ labels, label, scores or score says what completions are worth, the agreement of
 The reward is a name of `guerdon methods --stage rewards`, a judge (chat, local, pairwise, pointwise: then all pairs of a
 prompt are compared and the share won is the score), or module:function. Its options are --reward.OPTION VALUE.
 
+  guerdon annotate samples.jsonl --critic chat --critic.base_url http://127.0.0.1:8000/v1 --critic.model critic-1
+  guerdon annotate samples.jsonl --critic program --critic.function mymodule:criticise --out feedback.jsonl
+  guerdon train span-reward --policy.model ./model --data samples.feedback.jsonl
+
+With --critic one completion a prompt is enough; the samples.jsonl of a run will do as well. The critic is chat, local,
+classifier, program or module:attribute. Feedback that cannot be used is left out and counted.
+
 A command that was stopped goes on where it was when it is given again, and ends in the same file.
 """
 # where a reward runs and how fast, which changes no pair: free to differ when an annotation goes on
@@ -50,11 +59,13 @@ def run(words: Sequence[str]) -> int:
     parser = _parser()
     own, settings = split(words, parser.options())
     args = parser.parse_args(own)
-    spec = _reward(args, settings, parser)
+    if args.critic and (args.reward or args.strong or args.weak):
+        raise RecipeError("annotate: --critic makes records of feedback, --reward makes pairs; give one of them.")
+    spec = _critic(args, settings, parser) if args.critic else _reward(args, settings, parser)
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # so that a reward can be module:attribute of a file here
-    _annotate(args, spec)
+    (_criticise if args.critic else _annotate)(args, spec)
     return 0
 
 
@@ -62,12 +73,16 @@ def _parser() -> Parser:
     parser = Parser("annotate", _DESCRIPTION)
     parser.add_argument("data", metavar="DATA", help="prompts with their completions")
     parser.add_argument("--reward", metavar="NAME", help="what scores them [density_ratio where --strong is given]")
+    parser.add_argument("--critic", metavar="NAME", help="what writes feedback on them, in place of pairs")
     parser.add_argument("--strong", metavar="PATH", help="of density_ratio: the model that is right more often")
     parser.add_argument(
         "--weak", metavar="PATH", help="of density_ratio: the other; by default --strong without its adapters"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the pairs, .jsonl [DATA with the ending .pairs.jsonl]"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the result, .jsonl [DATA with the ending .pairs.jsonl or .feedback.jsonl]",
     )
     parser.add_argument(
         "--rejected",
@@ -83,6 +98,13 @@ def _parser() -> Parser:
         "--on-bad-score", choices=("stop", "drop"), default="stop", help="what a score that is no number does [stop]"
     )
     parser.add_argument("--batch", type=_count, default=32, metavar="N", help="prompts at a time; bounds memory [32]")
+    parser.add_argument(
+        "--failures-max",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of --critic: the largest share of completions without usable feedback [0.5]",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of which completion is rejected [0]")
     return parser
 
@@ -98,25 +120,8 @@ def _reward(args: argparse.Namespace, words: Sequence[str], parser: Parser) -> A
     """The reward as a component, checked as far as that goes without importing it."""
     from guerdon.components import normalise
     from guerdon.members import members
-    from guerdon.recipes.overrides import parse
-    from guerdon.recipes.yaml12 import loads
 
-    given = parse(words)
-    for name in given:
-        if not name.startswith("reward."):
-            parser.unknown(f"--{name}")
-    name = args.reward or ("density_ratio" if args.strong else "")
-    if not name:
-        raise RecipeError("annotate: --reward is needed, such as --reward density_ratio --strong ./dpo --weak ./sft.")
-    component = loads(name) if name.lstrip().startswith("{") else name
-    options: dict[str, Any] = {}
-    if isinstance(component, Mapping):
-        if len(component) != 1:
-            raise RecipeError(f"annotate: --reward is one name, or one name with its options; got {name!r:.80}.")
-        name, options = next(iter(component.items()))
-        options = dict(options or {})
-    for path, value in given.items():
-        _set(options, path.split(".")[1:], value, f"--{path}")
+    name, options = _named("reward", args.reward or ("density_ratio" if args.strong else ""), words, parser)
     for option in ("strong", "weak"):
         if getattr(args, option) is not None:
             _set(options, [option], getattr(args, option), f"--{option}")
@@ -124,6 +129,37 @@ def _reward(args: argparse.Namespace, words: Sequence[str], parser: Parser) -> A
         judge = normalise("rewards.judges", {name: options} if options else name, "--reward")
         return {"win_rate": {"judge": judge}}
     return normalise("rewards", {name: options} if options else name, "--reward")
+
+
+def _critic(args: argparse.Namespace, words: Sequence[str], parser: Parser) -> Any:
+    """The critic as a component, checked likewise."""
+    from guerdon.components import normalise
+
+    name, options = _named("critic", args.critic, words, parser)
+    return normalise("rewards.critics", {name: options} if options else name, "--critic")
+
+
+def _named(role: str, name: str, words: Sequence[str], parser: Parser) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a reward or critic."""
+    from guerdon.recipes.overrides import parse
+    from guerdon.recipes.yaml12 import loads
+
+    given = parse(words)
+    for option in given:
+        if not option.startswith(f"{role}."):
+            parser.unknown(f"--{option}")
+    if not name:
+        raise RecipeError("annotate: --reward is needed, such as --reward density_ratio --strong ./dpo --weak ./sft.")
+    component = loads(name) if name.lstrip().startswith("{") else name
+    options: dict[str, Any] = {}
+    if isinstance(component, Mapping):
+        if len(component) != 1:
+            raise RecipeError(f"annotate: --{role} is one name, or one name with its options; got {name!r:.80}.")
+        name, options = next(iter(component.items()))
+        options = dict(options or {})
+    for path, value in given.items():
+        _set(options, path.split(".")[1:], value, f"--{path}")
+    return name, options
 
 
 def _set(options: dict[str, Any], keys: Sequence[str], value: Any, path: str) -> None:
@@ -141,9 +177,7 @@ def _annotate(args: argparse.Namespace, spec: Any) -> None:
     from guerdon.language.completions import Groups
     from guerdon.language.data import read_rows
 
-    out = args.out or _beside(args.data)
-    if out.suffix != ".jsonl":
-        raise RecipeError(f"annotate: --out must end in .jsonl; got {out}.")
+    out = _out(args, "pairs")
     groups = Groups(read_rows(args.data), args.label)
     if groups.varying:
         print(
@@ -156,9 +190,8 @@ def _annotate(args: argparse.Namespace, spec: Any) -> None:
     from guerdon.training.progress import Display
 
     reward = build("rewards", spec, "--reward")
-    name, options = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
-    said = {f"reward.{option}": value for option, value in _said(options).items()}
-    settings = {"data": _content(args.data), "label": groups.label, "reward": name, **said}
+    name, said = _settings("reward", spec)
+    settings = {"data": _content(args.data), "label": groups.label, **said}
     with Display("annotate", len(groups)) as display:
         found = annotate(
             groups,
@@ -176,11 +209,47 @@ def _annotate(args: argparse.Namespace, spec: Any) -> None:
     _print(found, groups.label)
 
 
-def _beside(data: str) -> Path:
-    path = Path(data)
-    if not path.exists() and ":" in data:
-        path = Path(data.rpartition(":")[0])
-    return path.with_name(f"{path.stem}.pairs.jsonl")
+def _criticise(args: argparse.Namespace, spec: Any) -> None:
+    from guerdon.components import build
+    from guerdon.language.data import read_rows
+
+    out = _out(args, "feedback")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one display, our own
+
+    from guerdon.training.feedback import Responses, criticise
+    from guerdon.training.progress import Display
+
+    responses = Responses(read_rows(args.data))
+    critic = build("rewards.critics", spec, "--critic")
+    settings = {"data": _content(args.data), **_settings("critic", spec)[1]}
+    with Display("annotate", len(responses)) as display:
+        found = criticise(
+            responses,
+            critic,
+            out,
+            settings=settings,
+            batch=args.batch,
+            failures_max=args.failures_max,
+            show=lambda so_far: display.update(so_far.done, {}),
+        )
+    _print_feedback(found)
+
+
+def _settings(role: str, spec: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a component, and what the record has of it."""
+    name, options = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    return name, {role: name, **{f"{role}.{option}": value for option, value in _said(options).items()}}
+
+
+def _out(args: argparse.Namespace, what: str) -> Path:
+    """Where the result goes: what was given, or a file beside the data."""
+    path = Path(args.data)
+    if not path.exists() and ":" in args.data:
+        path = Path(args.data.rpartition(":")[0])
+    out = args.out or path.with_name(f"{path.stem}.{what}.jsonl")
+    if out.suffix != ".jsonl":
+        raise RecipeError(f"annotate: --out must end in .jsonl; got {out}.")
+    return out
 
 
 def _content(data: str) -> str:
@@ -240,6 +309,23 @@ def _print(found: Annotation, label: str | None) -> None:
             table.add_row(name, *_figures(agreement))
         console.print(table)
     print(found.pairs)
+
+
+def _print_feedback(found: Criticism) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    counts = found.counts
+    phrases = f"{counts['good_spans']:,} good and {counts['poor_spans']:,} poor phrases"
+    console.print(f"{found.responses:,} completions, {counts['records']:,} records: {phrases}", soft_wrap=True)
+    for why, number in found.skipped.items():
+        console.print(f"  skipped {number:,}: {why}", soft_wrap=True)
+    if found.example:
+        console.print(f"  the first of them: {found.example}", soft_wrap=True)
+    for name in ("without_spans", "unmatched_phrases", "critic_calls", "malformed_replies"):
+        if number := counts[name]:
+            console.print(f"  {name.replace('_', ' ')}: {number:,}", soft_wrap=True)
+    print(found.records)
 
 
 def _figures(agreement: Agreement) -> list[str]:

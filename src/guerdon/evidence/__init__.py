@@ -35,6 +35,7 @@ MEMBERS = {
     "srpo": "srpo",
     "sweet-spot": "sweet_spot",
     "tgdpo": "tgdpo",
+    "text2grad": "text2grad",
     "vade": "vade",
     "vgpo": "vgpo",
 }  # slug -> module of this package

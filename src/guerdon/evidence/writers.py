@@ -61,15 +61,16 @@ class Writers:
     def gradients(
         self, texts: Tensor, advantages: Sequence[Tensor], units: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """For each [U, P, G] of advantages the gradient of a policy gradient per token, without a clip.
+        """For each [U, P, G] or [U, P, G, T] of advantages the gradient of a policy gradient per token, without a clip.
 
         `units` says whose texts and advantages these are; None = everybody's.
         """
         leaf = (self.tables if units is None else self.tables[list(units)]).detach().requires_grad_()
         live = self.live(texts)
-        each = (self.logp(texts, leaf) * live).sum(-1)
+        each = self.logp(texts, leaf) * live
         of_unit = live.sum((1, 2, 3))
-        losses = [-((own * each).sum((1, 2)) / of_unit).sum() for own in advantages]
+        by_step = (own if own.ndim == 4 else own.unsqueeze(-1) for own in advantages)
+        losses = [-((own * each).sum((1, 2, 3)) / of_unit).sum() for own in by_step]
         return [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
 
     def step(self, gradient: Tensor, rates: Tensor, adam: Tensor | None = None) -> None:

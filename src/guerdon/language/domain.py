@@ -71,14 +71,14 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
     from guerdon.language.data import read_rows, require_columns
 
     wanted = ["prompt"] if loop == "online" else ["prompt", "completion"]
-    task = _task(source)
+    task = bundled(source)
     if task is not None:
         train = task.train_rows(seed) if loop == "online" else task.demonstrations(seed)
         held_out = task.held_out_rows(evaluation.size)
     else:
         rows = read_rows(source)
         require_columns(rows, wanted)
-        train, held_out = _split(rows, evaluation)
+        train, held_out = held_out_part(rows, evaluation)
     if evaluation.data is not None:
         rows = read_rows(evaluation.data)
         require_columns(rows, wanted)
@@ -86,7 +86,7 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
     return Data(train, held_out)
 
 
-def _task(source: str) -> Task | None:
+def bundled(source: str) -> Task | None:
     """The bundled task of that name; None for a path.
 
     Raises:
@@ -104,7 +104,7 @@ def _task(source: str) -> Task | None:
     return None
 
 
-def _split(rows: Sequence[Mapping[str, Any]], evaluation: Any) -> Data:
+def held_out_part(rows: Sequence[Mapping[str, Any]], evaluation: Any) -> Data:
     """The last rows are held out: known beforehand, and the same on every machine."""
     count = 0 if evaluation.data is not None else min(evaluation.size, len(rows) // 5)
     return Data(Part(rows, 0, len(rows) - count), Part(rows, len(rows) - count, len(rows)))
@@ -126,7 +126,7 @@ def load_preferences(source: str, form: str, *, evaluation: Any, seed: int) -> D
     from guerdon.language.preferences import Singles, preference_rows
     from guerdon.language.tasks import find
 
-    task = _task(source)
+    task = bundled(source)
     if task is not None:
         if task.pairs is None:
             with_pairs = ", ".join(name for name in TASKS if find(name).pairs is not None)
@@ -136,7 +136,7 @@ def load_preferences(source: str, form: str, *, evaluation: Any, seed: int) -> D
             train, held_out = Singles(train), Singles(held_out)
         loaded = Data(train, held_out)
     else:
-        loaded = _split(preference_rows(read_rows(source), form), evaluation)
+        loaded = held_out_part(preference_rows(read_rows(source), form), evaluation)
     if evaluation.data is not None:
         rows = preference_rows(read_rows(evaluation.data), form)
         loaded = loaded._replace(held_out=Part(rows, 0, min(evaluation.size, len(rows))))
@@ -145,7 +145,7 @@ def load_preferences(source: str, form: str, *, evaluation: Any, seed: int) -> D
 
 def measured_rows(source: str, held_out: Sequence[Mapping[str, Any]], evaluation: Any) -> Sequence[Mapping[str, Any]]:
     """Rows whose prompts are sampled to be scored: a bundled task's own held-out rows, or those of the held-out pairs."""
-    task = _task(source) if evaluation.data is None else None
+    task = bundled(source) if evaluation.data is None else None
     return held_out if task is None else task.held_out_rows(evaluation.size)
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, nearest, require
-from guerdon.language.backbone import Backbone
+from guerdon.language.backbone import Backbone, Reading
 from guerdon.language.generation import Generation, Uniforms, generate
+from guerdon.language.logprob import LOGITS_IN_A_CHUNK, LOGITS_ON_A_DEVICE
+from guerdon.language.offsets import Offsets
 from guerdon.language.probe import probe
 from guerdon.language.revision import TEMPLATE, check_template, revision_prompt
 from guerdon.objectives.loss import Imitation, Loss
@@ -28,8 +30,8 @@ _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"
 class LogProb(NamedTuple):
     """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic.
 
-    `kl` is None: the divergence of tokens is estimated, or would need every logit of the reference. `normaliser` is the
-    logsumexp of a position's logits, so that the logit of its token is logp + normaliser.
+    `kl` is None: in a loss the divergence of tokens is estimated; see `divergence` for the exact one of samples. `normaliser`
+    is the logsumexp of a position's logits, so that the logit of its token is logp + normaliser.
     """
 
     logp: Tensor
@@ -37,6 +39,31 @@ class LogProb(NamedTuple):
     values: Tensor | None
     kl: Tensor | None = None
     normaliser: Tensor | None = None
+
+
+class _Live(NamedTuple):
+    """A model's reading at the N live tokens of samples [P, G, T].
+
+    Attributes:
+        reading: [N, ...].
+        ids: [N], the tokens.
+        kept: [N], where they are in the flattened samples; None = everywhere.
+        shape: P, G and the longest sample's length.
+        length: T.
+    """
+
+    reading: Reading
+    ids: Tensor
+    kept: Tensor | None
+    shape: torch.Size
+    length: int
+
+    def spread(self, flat: Tensor) -> Tensor:
+        """Values [N] as [P, G, T], 0 elsewhere."""
+        if self.kept is not None:
+            flat = flat.new_zeros(self.shape.numel()).index_copy(0, self.kept, flat)
+        table = flat.view(self.shape)
+        return table if self.shape[2] == self.length else nn.functional.pad(table, (0, self.length - self.shape[2]))
 
 
 class LanguagePolicy(nn.Module):
@@ -50,7 +77,8 @@ class LanguagePolicy(nn.Module):
     policy; hand it to `sample` and `log_prob` as `module`.
     """
 
-    fields = ("truncated",)
+    # the second only where a loop asks for it: see `keep_offsets`
+    fields = ("truncated", "offsets")
 
     def __init__(
         self,
@@ -81,6 +109,9 @@ class LanguagePolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             _switch_checkpointing_on(self.backbone.causal)
+        # set by a loop with a reward that asks for the field `offsets`
+        self.keep_offsets = False
+        self._spans = Offsets(tokenizer)
         self.critic: nn.Linear | None = None
         if critic:
             self.add_critic()
@@ -356,7 +387,8 @@ class LanguagePolicy(nn.Module):
 
         Returns:
             A rollout with `samples` (texts without special tokens), `steps` (prompt_ids, prompt_mask, completion_ids),
-            `mask`, `logp_old`, with a critic `values`, `extras["truncated"]` bool [P, G], and `indices` 0 ... P - 1.
+            `mask`, `logp_old`, with a critic `values`, `extras["truncated"]` bool [P, G], and `indices` 0 ... P - 1. Where a
+            loop has set `keep_offsets`, `extras` has `offsets` [P, G, T, 2]: the characters (from, to) that a token wrote.
 
         Raises:
             ShapeError: there is not one seed per prompt.
@@ -378,7 +410,7 @@ class LanguagePolicy(nn.Module):
             steps=steps,
             mask=result.mask,
             logp_old=result.logp,
-            extras={"truncated": result.truncated},
+            extras={"truncated": result.truncated, **self._placed(result.completion_ids, result.mask, texts)},
             indices=list(range(len(prompts))),
         )
         if self.critic is not None:
@@ -403,17 +435,13 @@ class LanguagePolicy(nn.Module):
         Raises:
             CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
         """
-        own, self.backbone = self.backbone, self._reference[0] if self._reference else self.backbone
-        critic, self.critic = self.critic, None
-        try:
-            if self._reference:
+        own, critic = self.backbone, self.critic
+        with self._as_reference() as reference:
+            self.backbone, self.critic = reference, None
+            try:
                 return self.sample(prompts, group_size, seeds, module=module)
-            if not self.has_adapters:
-                raise CheckpointError("language.policy: there is no reference; call keep_reference() before training.")
-            with self.model.disable_adapter():
-                return self.sample(prompts, group_size, seeds, module=module)
-        finally:
-            self.backbone, self.critic = own, critic
+            finally:
+                self.backbone, self.critic = own, critic
 
     def decode(self, completion_ids: Tensor, mask: Tensor) -> list[list[str]]:
         """Texts [P][G] of completions [P, G, T], without special tokens."""
@@ -423,9 +451,22 @@ class LanguagePolicy(nn.Module):
             for group, ns in zip(completion_ids.tolist(), lengths, strict=True)
             for ids, n in zip(group, ns, strict=True)
         ]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        # as they were written: a clean-up of spaces would move the characters that tokens stand for
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         size = completion_ids.shape[1]
         return [texts[p * size : (p + 1) * size] for p in range(len(completion_ids))]
+
+    def _placed(self, completion_ids: Tensor, mask: Tensor, texts: list[list[str]]) -> dict[str, Tensor]:
+        """The field `offsets` [P, G, T, 2], if a loop asks for it."""
+        if not self.keep_offsets:
+            return {}
+        offsets = torch.zeros(*mask.shape, 2, dtype=torch.long)
+        lengths = mask.sum(-1).tolist()
+        for p, group in enumerate(completion_ids.tolist()):
+            for g, ids in enumerate(group):
+                found = self._spans(ids[: lengths[p][g]], texts[p][g])
+                offsets[p, g, : len(found)] = torch.tensor(found, dtype=torch.long).view(-1, 2)
+        return {"offsets": offsets.to(mask.device)}
 
     def log_prob(
         self,
@@ -480,19 +521,65 @@ class LanguagePolicy(nn.Module):
         return (module or self)(rollout.steps, rollout.mask, kind="reference", normaliser=normaliser)
 
     @torch.no_grad()
+    def divergence(self, rollout: Rollout, *, module: Callable[..., Any] | None = None) -> Tensor:
+        """Divergence [P, G, T] from the reference over all tokens that could have been drawn, in nats, without gradient.
+
+        sum_v pi(v) (log pi(v) - log pi_ref(v)) at the temperature of sampling.
+
+        Args:
+            rollout: its `steps` and `mask` are read.
+            module: what wraps the policy, if anything does.
+
+        Raises:
+            CheckpointError: there are no adapters to switch off and `keep_reference` was not called.
+        """
+        return (module or self)(rollout.steps, rollout.mask, kind="divergence")
+
+    @torch.no_grad()
     def start_log_prob(self, rollout: Rollout) -> Tensor:
         """Log-probability [P, G, T] under what is the reference of a run that starts now: without adapters, if any."""
         if self.has_adapters:
             return self.reference_log_prob(rollout)
         return self.log_prob(rollout, entropy=False).logp
 
+    def _divergence(self, steps: dict[str, Tensor], mask: Tensor) -> Tensor:
+        own = self._read(self.backbone, steps, mask)
+        with self._as_reference() as reference:
+            other = self._read(reference, steps, mask)
+            return own.spread(self._kl_of_readings(own.reading, reference, other.reading))
+
+    def _kl_of_readings(self, own: Reading, reference: Backbone, other: Reading) -> Tensor:
+        """[N], a few rows at a time: logits over the vocabulary are never all there."""
+        first = next(part for part in own if part is not None)
+        words = self.backbone.causal.get_input_embeddings().weight.shape[0]
+        most = LOGITS_IN_A_CHUNK if first.device.type == "cpu" else LOGITS_ON_A_DEVICE
+        rows = self.logprob_chunk or max(most // words, 1)
+        found = []
+        for start in range(0, len(first), rows):
+            part = slice(start, start + rows)
+            tables = [
+                (backbone.logits(reading.map(lambda values, part=part: values[part])) / self.temperature).log_softmax(
+                    -1
+                )
+                for backbone, reading in ((self.backbone, own), (reference, other))
+            ]
+            found.append((tables[0].exp() * (tables[0] - tables[1])).sum(-1))
+        return torch.cat(found) if found else first.new_zeros(0)
+
     def _score_reference(self, steps: dict[str, Tensor], mask: Tensor, normaliser: bool) -> LogProb:
+        with self._as_reference() as reference:
+            return self._score(reference, steps, mask, entropy=False, normaliser=normaliser)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[Backbone]:
+        """The reference: its own copy of the model, or the model with its adapters off for as long as this lasts."""
         if self._reference:
-            return self._score(self._reference[0], steps, mask, entropy=False, normaliser=normaliser)
+            yield self._reference[0]
+            return
         if not self.has_adapters:
             raise CheckpointError("language.policy: there is no reference; call keep_reference() before training.")
         with self.model.disable_adapter():
-            return self._score(self.backbone, steps, mask, entropy=False, normaliser=normaliser)
+            yield self.backbone
 
     def imitation_loss(self, given: Rollout, *, module: Callable[..., Any] | None = None) -> Loss:
         """Minus the log-probability of given completions, summed over their tokens.
@@ -636,7 +723,8 @@ class LanguagePolicy(nn.Module):
             )
         rollout = self.pack(prompts, completions)
         rollout.samples = self.decode(rollout.steps["completion_ids"], rollout.mask)
-        rollout.extras = {"truncated": torch.zeros_like(rollout.mask[..., 0])}
+        placed = self._placed(rollout.steps["completion_ids"], rollout.mask, rollout.samples)
+        rollout.extras = {"truncated": torch.zeros_like(rollout.mask[..., 0]), **placed}
         scored = self.log_prob(rollout, entropy=False, module=module)
         return rollout.update({"logp_old": scored.logp, "values": scored.values})
 
@@ -677,20 +765,20 @@ class LanguagePolicy(nn.Module):
         self,
         steps: dict[str, Tensor],
         mask: Tensor | None = None,
-        kind: Literal["log_prob", "reference", "sample"] = "log_prob",
+        kind: Literal["log_prob", "reference", "divergence", "sample"] = "log_prob",
         **options: Any,
     ) -> Any:
-        """Run the model: score `steps` (kind "log_prob", "reference"), or sample completions of `steps["prompt_ids"]`.
+        """Run the model: score `steps`, or sample completions of `steps["prompt_ids"]` (kind "sample").
 
-        Use `log_prob` and `sample`, which call this one directly or through a wrapper.
+        Use `log_prob`, `reference_log_prob`, `divergence` and `sample`, which call this one directly or through a wrapper.
         """
         if kind == "sample":
             return self._sample(steps, **options)
         if mask is None:
             raise ShapeError("language.policy: forward needs the mask [P, G, T] of the steps it scores.")
-        if kind == "reference":
+        if kind in ("reference", "divergence"):
             self._set_mode(False)
-            return self._score_reference(steps, mask, **options)
+            return (self._score_reference if kind == "reference" else self._divergence)(steps, mask, **options)
         checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         self._set_mode(checkpointing)
         return self._score(self.backbone, steps, mask, whole=checkpointing, **options)
@@ -724,6 +812,20 @@ class LanguagePolicy(nn.Module):
         normaliser: bool = False,
         whole: bool = False,
     ) -> LogProb:
+        found = self._read(backbone, steps, mask, whole=whole)
+        logp, entropies = backbone.logprob(
+            found.reading, found.ids, temperature=self.temperature, chunk=self.logprob_chunk, entropy=entropy
+        )
+        values = total = None
+        if normaliser:  # what a logit lacks to its log-probability
+            total = backbone.logit(found.reading, found.ids, temperature=self.temperature) - logp
+        if self.critic is not None and backbone is self.backbone:
+            values = self.critic(found.reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
+        spread = [None if flat is None else found.spread(flat) for flat in (entropies, values, total)]
+        return LogProb(found.spread(logp), spread[0], spread[1], normaliser=spread[2])
+
+    def _read(self, backbone: Backbone, steps: dict[str, Tensor], mask: Tensor, *, whole: bool = False) -> _Live:
+        """What a model says where each live token was produced."""
         prompt_ids, prompt_mask, completion_ids = steps["prompt_ids"], steps["prompt_mask"], steps["completion_ids"]
         full = mask.shape
         # nothing is computed for columns that no sample of this batch uses
@@ -744,24 +846,7 @@ class LanguagePolicy(nn.Module):
         kept = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
         if kept is not None:
             reading, ids = reading.map(lambda part: part[kept]), ids[kept]
-        logp, entropies = backbone.logprob(
-            reading, ids, temperature=self.temperature, chunk=self.logprob_chunk, entropy=entropy
-        )
-        # a normaliser is what a logit lacks to its log-probability
-        total = backbone.logit(reading, ids, temperature=self.temperature) - logp if normaliser else None
-        values = None
-        if self.critic is not None and backbone is self.backbone:
-            values = self.critic(reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
-
-        def spread(flat: Any) -> Any:
-            if flat is None:
-                return None
-            if kept is not None:
-                flat = flat.new_zeros(mask.numel()).index_copy(0, kept, flat)
-            table = flat.view(mask.shape)
-            return table if length == full[2] else nn.functional.pad(table, (0, full[2] - length))
-
-        return LogProb(spread(logp), spread(entropies), spread(values), normaliser=spread(total))
+        return _Live(reading, ids, kept, mask.shape, full[2])
 
     def load_weights(self, folder: str | Path) -> None:
         """Put back the weights that `save` wrote, into this policy's model (or its adapters) and critic.

@@ -175,6 +175,10 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
             "loop: pathwise needs a policy of images (kind: diffusion or flow): tokens are drawn, and no gradient passes a "
             "draw. Use loop: online."
         )
+    if recipe.policy.kind == "spans" and recipe.loop != "supervised":
+        raise RecipeError(
+            f"loop: a model of feedback (kind: spans) learns from records, loop: supervised; got {recipe.loop}."
+        )
     if recipe.prompts_per_step % recipe.mini_batches:
         raise RecipeError(
             f"mini_batches: prompts_per_step = {recipe.prompts_per_step} is not a multiple of mini_batches = "

@@ -30,7 +30,7 @@ class Lora:
 class Policy:
     """A language model, and how it samples."""
 
-    kind: Literal["language"] = _set("language", "language, diffusion or flow")
+    kind: Literal["language"] = _set("language", "language, spans, diffusion or flow")
     model: str | None = _set(None, "a bundled model, a folder, or a name on the Hugging Face hub")
     max_new_tokens: int = _set(256, "longest sample, in tokens", at_least=1)
     temperature: float = _set(1.0, "of sampling", above=0)
@@ -44,6 +44,21 @@ class Policy:
         "the prompt that asks for a better answer than a draft, where an objective or evaluation.revisions has drafts",
         contains=("{prompt}", "{draft}"),
     )
+
+
+@dataclass
+class SpanReward:
+    """A model of written feedback, learnt from records of it; see `guerdon annotate --critic`."""
+
+    kind: Literal["spans"] = _set("spans", "language, spans, diffusion or flow")
+    model: str | None = _set(None, "a bundled model, a folder, or a name on the Hugging Face hub")
+    form: Literal["classifier", "generative"] = _set(
+        "classifier", "label every token in one pass, or write feedback and labels as text"
+    )
+    template: str | None = _set(None, "of generative: the question, with {prompt} and {response}; null = a short one")
+    lora: Lora | None = _set(None, "of generative: train adapters instead of all weights; {} for the defaults")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = _set("float32", "of the weights")
+    gradient_checkpointing: bool = _set(False, "of generative: less memory, one more forward pass")
 
 
 @dataclass
@@ -61,7 +76,7 @@ class ImageLora:
 class Denoiser:
     """What diffusion and flow policies share."""
 
-    kind: Any = _set("", "language, diffusion or flow")
+    kind: Any = _set("", "language, spans, diffusion or flow")
     model: str | None = _set(None, "a bundled model or base, a pipeline's folder, or a name on the Hugging Face hub")
     steps: int = _set(10, "denoising steps of a training sample", at_least=1)
     eval_steps: int | None = _set(None, "denoising steps of a held-out greedy sample; null = steps", at_least=1)
@@ -89,7 +104,7 @@ class Denoiser:
 class Diffusion(Denoiser):
     """A diffusion model (DDPM), sampled by DDIM with noise."""
 
-    kind: Literal["diffusion"] = _set("diffusion", "language, diffusion or flow")
+    kind: Literal["diffusion"] = _set("diffusion", "language, spans, diffusion or flow")
     eta: float = _set(1.0, "noise of a step, as a share of the ancestral sampler's", above=0, at_most=1)
     spacing: Literal["leading", "trailing", "linspace"] | None = _set(None, "of the times; null = the scheduler's")
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = _set(
@@ -101,7 +116,7 @@ class Diffusion(Denoiser):
 class Flow(Denoiser):
     """A flow-matching model, sampled by the stochastic equation with the same marginals."""
 
-    kind: Literal["flow"] = _set("flow", "language, diffusion or flow")
+    kind: Literal["flow"] = _set("flow", "language, spans, diffusion or flow")
     std: Literal["flow_grpo", "dance"] = _set("flow_grpo", "how the noise of a step depends on its time")
     noise_level: float = _set(0.7, "of the noise: a of Flow-GRPO, eta of DanceGRPO (there 0.3)", above=0)
     spacing: Literal["scheduler", "even"] = _set("scheduler", "of the times: as the scheduler's pipeline, or even")
@@ -207,7 +222,7 @@ class Recipe:
         "online",
         "learn from rewards of own samples, from the rewards' gradients, from given preferences, or from given completions",
     )
-    policy: Policy | Diffusion | Flow = _set(Policy, "what is trained, and how it samples")
+    policy: Policy | SpanReward | Diffusion | Flow = _set(Policy, "what is trained, and how it samples")
     data: str | None = _set(None, "a bundled task, or a path: .jsonl, .csv, .parquet, or a saved datasets folder")
     warm_start: WarmStart | None = _set(None, "supervised steps before the loop; null = none")
     sampling: Component = _set("uniform", "which prompts are drawn", component="sampling")

@@ -18,6 +18,7 @@ MEMBERS = {
     "math_verify": "verifiers",
     "overlong": "overlong",
     "kl_penalty": "kl_penalty",
+    "spans": "spans",
     "tournament": "tournament",
     "win_rate": "win_rate",
 }

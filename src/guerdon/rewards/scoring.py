@@ -4,7 +4,8 @@ A reward is a plain function. One that names `samples` gets P lists of G samples
 `completions` gets the flat form used by TRL (P * G completions, prompts and columns repeated), so that its reward
 functions run here unchanged; one that names `images` gets them as a tensor [P * G, C, H, W], prompts and columns repeated
 as well, and can also be trained on by its gradient (`differentiable_scores`). It may be a coroutine. It returns a number
-for every sample, None where it does not apply, or pairs (score, answer).
+for every sample, None where it does not apply, or pairs (score, answer); or a NamedTuple with `scores` and further fields.
+Of these `step_scores` [P, G, T] say when a score is earned: they add up to it, and what they leave is earned at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Scores(NamedTuple):
     Attributes:
         scores: [P, G, K], NaN where a sample was not scored.
         outcomes: P lists of G extracted answers, from the first component that gives answers; else None.
-        extras: further fields that rewards produced, name -> tensor or list with P first.
+        extras: further fields that rewards produced, name -> tensor or list with P first. `step_scores` is [P, G, T, K], 0
+            for a component that has none; it is there if any component has.
         dropped: the bad scores that were left out (only with `on_bad_score="drop"`).
     """
 
@@ -80,29 +82,59 @@ def score(
     results = _await_all(results)
 
     cells: list[Tensor] = []
+    steps: list[Tensor | None] = []
     outcomes: list[list[Any]] | None = None
     extras: dict[str, Any] = {}
     dropped: list[Dropped] = []
     for name, result in results.items():
         faults: list[Dropped] = []
         if isinstance(result, Exception):
-            table, answers, faults = _piecewise(name, rewards[name], rollout, result)
+            table, answers, of_steps, faults = _piecewise(name, rewards[name], rollout, result)
         else:
             result, produced = _named(result)
+            of_steps = _steps(produced.pop("step_scores", None), rollout, name)
             extras |= produced
             table, answers = _table(result, rollout, name)
         values, bad = _numbers(table, name)
+        if of_steps is not None:
+            bad += _bad_steps(of_steps, rollout, name)
+            values = values.masked_fill(~of_steps.isfinite().all(-1), torch.nan)
+            of_steps = of_steps.where(values.isfinite().unsqueeze(-1), 0.0)
         faults += bad
         if faults and on_bad_score == "stop":
             raise ScoreError(_complaint(faults, rollout)) from (result if isinstance(result, Exception) else None)
         dropped += faults
         cells.append(values.to(rollout.mask.device))
+        steps.append(of_steps)
         if outcomes is None and answers is not None:
             outcomes = answers
     scores = (
         torch.stack(cells, dim=-1) if cells else torch.zeros(*rollout.mask.shape[:2], 0, device=rollout.mask.device)
     )
+    if any(part is not None for part in steps):
+        nothing = torch.zeros(rollout.mask.shape, dtype=scores.dtype)
+        together = torch.stack([nothing if part is None else part for part in steps], dim=-1)
+        extras["step_scores"] = together.to(rollout.mask.device)
     return Scores(scores, outcomes, extras, dropped)
+
+
+def _steps(found: Any, rollout: Rollout, name: str) -> Tensor | None:
+    """Step scores [P, G, T] as a tensor on the CPU, 0 where a step is not live."""
+    if found is None:
+        return None
+    table = torch.as_tensor(found, dtype=torch.get_default_dtype()).detach().cpu()
+    if table.shape != rollout.mask.shape:
+        raise ScoreError(
+            f"reward {name!r}: step_scores must be [P, G, T] = {list(rollout.mask.shape)}; got {list(table.shape)}."
+        )
+    return table.where(rollout.mask.cpu(), 0.0)
+
+
+def _bad_steps(steps: Tensor, rollout: Rollout, name: str) -> list[Dropped]:
+    return [
+        Dropped(p, g, name, f"returned the step score {steps[p, g][~steps[p, g].isfinite()][0].item()!r}")
+        for p, g in (~steps.isfinite().all(-1)).nonzero().tolist()
+    ]
 
 
 def differentiable_scores(
@@ -209,16 +241,21 @@ async def _guard(value: Awaitable[Any]) -> Any:
 
 def _piecewise(
     name: str, reward: Callable[..., Any], rollout: Rollout, error: Exception
-) -> tuple[list[list[Any]], list[list[Any]] | None, list[Dropped]]:
+) -> tuple[list[list[Any]], list[list[Any]] | None, Tensor | None, list[Dropped]]:
     """A reward raised on the whole batch: score prompt by prompt, and find the samples that it cannot score."""
     table: list[list[Any]] = []
     answers: list[list[Any]] = []
     faults: list[Dropped] = []
     found_answers = False
+    steps: dict[int, Tensor] = {}
     for p in range(len(rollout)):
         one = rollout.select([p])
         try:
-            rows, extracted = _table(_named(_resolve(_call(reward, one)))[0], one, name)
+            result, produced = _named(_resolve(_call(reward, one)))
+            rows, extracted = _table(result, one, name)
+            of_steps = _steps(produced.get("step_scores"), one, name)
+            if of_steps is not None:
+                steps[p] = of_steps[0]
             table += rows
             answers += extracted or [[None] * rollout.group_size]
             found_answers |= extracted is not None
@@ -239,7 +276,9 @@ def _piecewise(
             f"reward {name!r} raised {type(error).__name__}: {error}. It scores every prompt alone but not the batch "
             "together; check how it combines prompts."
         ) from error
-    return table, answers if found_answers else None, faults
+    nothing = torch.zeros(rollout.mask.shape[1:], dtype=torch.get_default_dtype())
+    together = torch.stack([steps.get(p, nothing) for p in range(len(rollout))]) if steps else None
+    return table, answers if found_answers else None, together, faults
 
 
 def _raises(reward: Callable[..., Any], one: Rollout, g: int) -> bool:
@@ -249,6 +288,11 @@ def _raises(reward: Callable[..., Any], one: Rollout, g: int) -> bool:
         mask=one.mask[:, g : g + 1],
         logp_old=one.logp_old[:, g : g + 1],
         columns=one.columns,
+        extras={
+            # what a policy says of each sample, such as `offsets`, is cut to this one
+            name: value[:, g : g + 1] if isinstance(value, Tensor) and value.shape[:2] == one.mask.shape[:2] else value
+            for name, value in one.extras.items()
+        },
         indices=one.indices,
     )
     try:

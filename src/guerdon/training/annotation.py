@@ -1,28 +1,24 @@
 """From raw completions to pairs: score what several answers to each prompt are worth, and write the better one and another.
 
-The file of pairs grows prompt by prompt under a name of its own, beside a record of how far it has got, so that an
-annotation that was stopped goes on where it was and ends in the same file. In memory is one batch of prompts.
+The file of pairs grows prompt by prompt (see `guerdon.training.growing`), so that an annotation that was stopped goes on where
+it was and ends in the same file. In memory is one batch of prompts.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from guerdon import cache
-from guerdon.errors import DataError, RecipeError
 from guerdon.language.completions import Group, Groups
 from guerdon.language.data import require_columns
 from guerdon.rewards.nested import draw, score_one
 from guerdon.rewards.pairing import Picked, Rejected, pick_pair
 from guerdon.stages import check, label
+from guerdon.training.growing import GrowingFile, line
 
 # what a reward can be given here: there is no policy, so nothing that one says
 FIELDS = {"prompts", "samples", "completions"}
@@ -32,8 +28,6 @@ WHY = {
     "unscored": "fewer than two scored completions with text",
     "equal": "the two completions are the same text",
 }
-_FORMAT = 1
-
 BadScore = Literal["stop", "drop"]
 
 
@@ -214,75 +208,21 @@ def _line(group: Group, scores: Sequence[float | None], domain: str, chosen: int
         **({"domain": domain} if domain else {}),
         **{name: value for name, value in group.columns.items() if name not in _WRITTEN},
     }
-    try:
-        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a character that takes two, which JSON can say in letters
-        return json.dumps(row, default=str).encode() + b"\n"
+    return line(row)
 
 
-class _Output:
+class _Output(GrowingFile):
     """The file of pairs and its record."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], prompts: int) -> None:
-        self.out, self.part = out, out.with_name(f"{out.name}.part")
-        self.record = out.with_name(f"{out.name}.json")
-        self.settings = json.loads(json.dumps(settings, default=str))
-        self.prompts, self.done, self.size = prompts, 0, 0
-        self.counts: dict[str, int] = {"pairs": 0, "completions": 0, "dropped": 0, **dict.fromkeys(WHY, 0)}
         self.agreement: dict[str, Agreement] = {}
-        if self.record.exists():
-            self._read()
-        elif out.exists() or self.part.exists():
-            there = out if out.exists() else self.part
-            raise RecipeError(
-                f"annotate: {there} is there already, without a record of its making. Choose another --out."
-            )
+        super().__init__(out, settings, prompts, unit="prompts", counts=("pairs", "completions", "dropped", *WHY))
 
-    def _read(self) -> None:
-        try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-            before = record["settings"]
-            done, size, counts = int(record["done"]), int(record["bytes"]), dict(record["counts"])
-            agreement = {name: Agreement(found) for name, found in record["agreement"].items()}
-            known = record["format"] == _FORMAT
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecipeError(
-                f"annotate: {self.record} is no record of an annotation: {error}. Choose another --out."
-            ) from error
-        old, new = _flat(before), _flat(self.settings)
-        changed = [name for name in old | new if name not in old or name not in new or old[name] != new[name]]
-        if changed or not known:
-            name = (changed or ["format"])[0]
-            was, now = (f"{found[name]!r:.80}" if name in found else "not given" for found in (old, new))
-            more = f" ({len(changed) - 1} more differ)" if len(changed) > 1 else ""
-            raise RecipeError(
-                f"annotate: {self.out} was begun with other settings: {name} was {was} and is {now} now{more}. Give the "
-                "settings of then to go on, or choose another --out."
-            )
-        file = self.part if self.part.exists() else self.out
-        if not file.exists() or file.stat().st_size < size:
-            raise DataError(
-                f"annotate: {file} is not what was written before. Remove {self.record} and it, and start again."
-            )
-        self.done, self.size, self.counts, self.agreement = done, size, counts, agreement
+    def kept(self) -> dict[str, Any]:
+        return {"agreement": {name: found.counts for name, found in self.agreement.items()}}
 
-    @contextmanager
-    def writing(self) -> Iterator[Any]:
-        """The file, cut to what its record vouches for; whole at the end under its own name."""
-        if self.done == self.prompts and self.out.exists():
-            yield None
-            return
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        with self.part.open("ab") as file:
-            _alone(file, self.part)
-            file.truncate(self.size)
-            yield file
-        os.replace(self.part, self.out)
-
-    def tell(self, counts: Mapping[str, int]) -> None:
-        """Add to the counts."""
-        for name, value in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + value
+    def restore(self, record: Mapping[str, Any]) -> None:
+        self.agreement = {name: Agreement(found) for name, found in record["agreement"].items()}
 
     def count(self, group: Group, scores: Sequence[float | None], domain: str, picked: Picked) -> None:
         """Take note of a group and of what was picked from it."""
@@ -292,50 +232,7 @@ class _Output:
             for name in dict.fromkeys(("", domain)):
                 self.agreement.setdefault(name, Agreement()).add(scores, group.labels, pair)
 
-    def add(self, file: Any, lines: Sequence[bytes], prompts: int) -> None:
-        """Write the pairs of a batch, and then the record that vouches for them."""
-        file.write(b"".join(lines))
-        file.flush()
-        os.fsync(file.fileno())
-        self.size, self.done = self.size + sum(map(len, lines)), self.done + prompts
-        record = {
-            "format": _FORMAT,
-            "settings": self.settings,
-            "prompts": self.prompts,
-            "done": self.done,
-            "bytes": self.size,
-            "counts": self.counts,
-            "agreement": {name: found.counts for name, found in self.agreement.items()},
-        }
-        cache.replace(self.record, json.dumps(record, indent=1).encode() + b"\n")
-
     def annotation(self) -> Annotation:
         """What has been done so far."""
-        finished = self.done == self.prompts and not self.part.exists()
-        return Annotation(
-            self.prompts, self.done, dict(self.counts), dict(self.agreement), self.out if finished else None
-        )
-
-
-def _flat(settings: Any, path: str = "") -> dict[str, Any]:
-    """Settings by dotted path."""
-    if not isinstance(settings, Mapping):
-        return {path: settings}
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{path}.{name}" if path else str(name))
-    return found
-
-
-def _alone(file: Any, path: Path) -> None:
-    """Hold the file for this process, where the system can."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RecipeError(
-            f"annotate: another process is writing {path}. Wait for it, or choose another --out."
-        ) from None
+        pairs = self.out if self.finished else None
+        return Annotation(self.items, self.done, dict(self.counts), dict(self.agreement), pairs)

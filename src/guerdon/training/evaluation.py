@@ -65,6 +65,8 @@ def evaluate(
     """
     if not len(rows):
         return Evaluation({}, {})
+    if signal.needs("offsets"):
+        policy.keep_offsets = True
     if revisions and signal.needs("logp_ref"):
         raise RecipeError(
             "evaluation.revisions: a reward reads logp_ref, which revisions have not: their prompts hold drafts. Use 0."

@@ -124,6 +124,13 @@ class Online(Loop):
             policy.exact_kl = True
         if signal.needs("projections"):
             policy.keep_projections = True
+        if signal.needs("offsets"):
+            policy.keep_offsets = True
+        self.needs_divergence = signal.needs("kl_old")
+        if self.needs_divergence and not hasattr(policy, "divergence"):
+            raise RecipeError(
+                "advantage: this policy has no divergence over all that it could draw (`kl_old`); use kl_estimator: k1."
+            )
         self.has_critic = bool(getattr(policy, "has_critic", False))
         prepared = ({"logp_ref"} if self.needs_reference else set()) | (
             {"values", "values_old"} if self.has_critic else set()
@@ -131,6 +138,8 @@ class Online(Loop):
         self.needs_answers = signal.needs("ref_scores")
         if self.needs_answers:
             prepared |= {"ref_scores"}
+        if self.needs_divergence:
+            prepared |= {"kl_old"}
         check_fields(signal, objective, columns=rows[0], policy_fields=policy.fields, prepared=prepared)
         updates = steps * passes * mini_batches
         super().__init__(
@@ -313,6 +322,8 @@ class Online(Loop):
         if self.needs_reference:
             found = [self.policy.reference_log_prob(chunk, module=self.module) for chunk in chunks]
             produced["logp_ref"] = _cat(found, rollout)
+        if self.needs_divergence:
+            produced["kl_old"] = _cat([self.policy.divergence(chunk, module=self.module) for chunk in chunks], rollout)
         if self.old_logp == "recompute" and not self._on_policy:
             scored = [self.policy.log_prob(chunk, module=self.module) for chunk in chunks]
             produced["logp_old"] = _cat([s.logp for s in scored], rollout)
@@ -439,7 +450,7 @@ def check_fields(
         columns: names of the data's columns.
         policy_fields: what the policy's rollouts carry beside the fields of every rollout; and `kl`, if the policy gives
             objectives the exact divergence.
-        prepared: costly fields that will be there because a stage asks for them: `logp_ref`, `values`.
+        prepared: costly fields that will be there because a stage asks for them: `logp_ref`, `kl_old`, `values`.
 
     Raises:
         BindingError: naming the stage, the field and the fields there are.

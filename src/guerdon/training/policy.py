@@ -45,7 +45,9 @@ class Policy(Protocol):
     it. `fields` names what its rollouts carry in `extras`. A loop sets `exact_kl` where its objective asks for the
     divergence in closed form; a policy that has none ignores it. It sets `keep_projections` where a reward asks for the
     field `projections`: [P][G][T], the clean sample that the state after each step points to. A policy that can make them
-    then names them in `fields`.
+    then names them in `fields`. Likewise `keep_offsets` and the field `offsets`, [P, G, T, 2]: the part (from, to) of the
+    sample that each step wrote. A policy may have a method `divergence(rollout, module=)` as `reference_log_prob`: the exact
+    divergence [P, G, T] from the reference over all that each step could have drawn, which stages read as `kl_old`.
     """
 
     fields: tuple[str, ...]

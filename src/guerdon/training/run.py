@@ -55,6 +55,7 @@ _OF_A_FAILED_RUN = {
 # a domain gives the runner its policy and its rows; the loops never see it
 DOMAINS = {
     "language": "guerdon.language.domain",
+    "spans": "guerdon.rewards.critics.domain",
     "diffusion": "guerdon.diffusion.domain",
     "flow": "guerdon.diffusion.domain",
 }
@@ -237,7 +238,7 @@ class _Runner:
             self.objective,
             columns=self.data.train[0],
             policy_fields=self.domain.policy_fields(),
-            prepared={"logp_ref", "drift", "values", "values_old", "ref_scores"},
+            prepared={"logp_ref", "kl_old", "drift", "values", "values_old", "ref_scores"},
         )
 
     def _build_preference(self, data: str) -> None:

@@ -243,7 +243,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         (failed,) = judge([MATCH])
     assert KEY not in repr(caught.getrepr(style="long", showlocals=False))
     assert failed.why == "HTTP 500: Incorrect key: ***"
-    kept = repr([vars(judge), vars(judge.endpoint), vars(judge.question)])
+    kept = repr([vars(judge), vars(judge.ask), vars(judge.ask.endpoint), vars(judge.question)])
     assert KEY not in kept
     assert KEY not in caplog.text + "".join(capfd.readouterr())
 

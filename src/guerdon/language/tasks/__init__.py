@@ -38,6 +38,8 @@ class Task:
         pretraining: seed -> such rows for a warm start, where they are others; None = the demonstrations.
         pairs: seed -> rows with `prompt`, `chosen` and `rejected`; None = the task has no preferences.
         held_out_pairs: count -> that many fixed pairs, none of which is trained on.
+        feedback: seed -> records of feedback on answers (`prompt`, `response`, `textual_feedback`, `marks`); None = none.
+        held_out_feedback: count -> that many fixed records, none of which is trained on.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Task:
     pretraining: Callable[[int], Sequence[Row]] | None = None
     pairs: Callable[[int], Sequence[Row]] | None = None
     held_out_pairs: Callable[[int], Sequence[Row]] = lambda count: ()
+    feedback: Callable[[int], Sequence[Row]] | None = None
+    held_out_feedback: Callable[[int], Sequence[Row]] = lambda count: ()
 
 
 def find(name: str) -> Task:

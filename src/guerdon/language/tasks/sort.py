@@ -64,6 +64,51 @@ def _demonstrate(row: Row) -> Row:
     return {**row, "completion": row["answer"] + EOS}
 
 
+def critique(prompt: str, response: str, answer: str) -> dict[str, object]:
+    """Written feedback on an answer, for rewards that read spans: right digits in their places, wrong ones and those too many.
+
+    Args:
+        prompt: not read.
+        response: the answer to be judged.
+        answer: the right one.
+
+    Returns:
+        `textual_feedback`, and `marks`: 1 for a right digit, -1 for any other character.
+
+    Example:
+        >>> critique("2013=", "01339", "0123")
+        {'textual_feedback': 'Right: 013. Wrong: 39.', 'marks': [1, 1, -1, 1, -1]}
+    """
+    right = [n < len(answer) and letter == answer[n] for n, letter in enumerate(response)]
+    good, poor = (
+        "".join(letter for letter, is_right in zip(response, right, strict=True) if is_right is of)
+        for of in (True, False)
+    )
+    said = [f"{name}: {letters}." for name, letters in (("Right", good), ("Wrong", poor)) if letters]
+    return {"textual_feedback": " ".join(said), "marks": [1 if is_right else -1 for is_right in right]}
+
+
+def _criticise(row: Row, *key: object) -> Row:
+    """A record of feedback on an answer in which about a third of the digits are others, and one may be missing or too many."""
+    number = int.from_bytes(blake2b(repr(("answer", *key, row["prompt"])).encode(), digest_size=32).digest(), "little")
+    number, change = divmod(number, 4)
+    text = ""
+    for digit in row["answer"][: -1 if change == 0 else None] + ("0" if change == 1 else ""):
+        number, chance = divmod(number, 30)
+        text += str(chance % 10) if chance >= 20 else digit
+    return {"prompt": row["prompt"], "response": text, "answer": row["answer"], **critique("", text, row["answer"])}
+
+
+def feedback(seed: int) -> Stream:
+    """Endless records of feedback on right and wrong answers: `response`, `textual_feedback`, `marks`."""
+    return Stream(lambda i: _criticise(_row(_draw("feedback", seed, i, held_out=False)), seed, i))
+
+
+def held_out_feedback(count: int) -> list[Row]:
+    """Fixed records of feedback, on digits that no training stream can hold; fewer are the first of more."""
+    return [_criticise(row, "held out") for row in held_out_rows(count)]
+
+
 def train_rows(seed: int) -> Stream:
     """Endless training rows: `prompt` (digits and `=`), `answer` (the digits sorted), `length` (number of digits)."""
     return Stream(lambda i: _row(_draw("train", seed, i, held_out=False)))
@@ -99,4 +144,6 @@ TASK = Task(
     train_rows=train_rows,
     held_out_rows=held_out_rows,
     demonstrations=demonstrations,
+    feedback=feedback,
+    held_out_feedback=held_out_feedback,
 )

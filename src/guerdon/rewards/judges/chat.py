@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from random import Random
 from typing import Any
 
-from guerdon.errors import RecipeError
+from guerdon.rewards.judges.asking import Asker
 from guerdon.rewards.judges.base import SCALE, Match, Verdict
-from guerdon.rewards.judges.endpoint import Endpoint, PassingError, RefusedError, UnreadableError
-from guerdon.rewards.judges.question import SYSTEM, TEMPLATE, Question
+from guerdon.rewards.judges.question import SYSTEM, TEMPLATE, Question, as_verdict
 from guerdon.rewards.judges.verdict import Parsing
-
-_LONGEST_PAUSE = 30.0
 
 
 class ChatJudge:
@@ -72,14 +65,20 @@ class ChatJudge:
         backoff: float = 0.5,
     ) -> None:
         where = "judges.chat"
-        for name, value, least in (("concurrency", concurrency, 1), ("tries", tries, 1), ("backoff", backoff, 0)):
-            if not value >= least:
-                raise RecipeError(f"{where}.{name}: must be {least} or more; got {value}.")
         self.question = Question(where, template=template, system=system, rubric=rubric, parsing=parsing)
-        self.endpoint = Endpoint(base_url, api_key_env, timeout, where)
-        self.body = {"model": model, "temperature": temperature, "max_tokens": max_tokens, **(body or {})}
-        self.concurrency, self.tries, self.backoff = concurrency, tries, backoff
-        self._jitter = Random()  # of the pauses; never enters a result
+        self.ask = Asker(
+            where,
+            base_url=base_url,
+            model=model,
+            api_key_env=api_key_env,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            body=body,
+            timeout=timeout,
+            concurrency=concurrency,
+            tries=tries,
+            backoff=backoff,
+        )
 
     def __call__(self, matches: Sequence[Match]) -> list[Verdict]:
         """Judge every match.
@@ -94,41 +93,8 @@ class ChatJudge:
             ScoreError: the key, the address or the model is wrong (HTTP 401, 403, 404, ...).
             DataError: the template names a column that the data does not have.
         """
-        if not matches:
-            return []
-        stop = threading.Event()
-        questions = [self.question.messages(match) for match in matches]
-        with ThreadPoolExecutor(min(self.concurrency, len(matches)), thread_name_prefix="judge") as pool:
-            futures = [pool.submit(self._verdict, question, stop) for question in questions]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:  # an error, or Ctrl-C: end the pauses of the others, start no more
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _verdict(self, question: list[dict[str, str]], stop: threading.Event) -> Verdict:
-        malformed, calls, pause, why = 0, 0, 0.0, ""
-        while calls < self.tries and not stop.wait(pause):
-            calls += 1
-            try:
-                reply = self.endpoint.ask({**self.body, "messages": question})
-            except PassingError as error:
-                usual = min(self.backoff * 2.0 ** min(calls - 1, 30), _LONGEST_PAUSE)
-                pause, why = max(usual * self._jitter.uniform(0.5, 1.0), error.wait), str(error)
-                continue
-            except RefusedError as error:
-                why = str(error)
-                break
-            except UnreadableError as error:
-                scores, why, categories = None, str(error), {}
-            else:
-                categories = self.question.categories(reply)
-                scores, why = self.question.read(reply), f"no verdict in the reply {reply[-120:]!r}"
-            if scores is not None:
-                return Verdict(*scores, calls, malformed, categories=categories)
-            malformed, pause = malformed + 1, 0.0
-        return Verdict(math.nan, math.nan, calls, malformed, why)
+        answers = self.ask([self.question.messages(match) for match in matches], self.question.verdict)
+        return [as_verdict(answer) for answer in answers]
 
 
 chat = ChatJudge

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Literal
 
-from guerdon.errors import DataError, RecipeError
+from guerdon.errors import RecipeError
+from guerdon.rewards.judges.asking import Answer, fits, write_answers
 from guerdon.rewards.judges.base import SCALE, Match, Verdict
-from guerdon.rewards.judges.question import SYSTEM, TEMPLATE, Question
+from guerdon.rewards.judges.question import SYSTEM, TEMPLATE, Question, as_verdict
 from guerdon.rewards.judges.verdict import Parsing
 
 CHOICE = """\
@@ -24,9 +24,6 @@ Answer B:
 
 Which answer is better? Reply with A or B and nothing else.
 """
-
-# points of both or None, why there are none, points by category
-_Reading = tuple[tuple[float, float] | None, str, dict[str, tuple[float, float]]]
 
 
 class LocalJudge:
@@ -142,41 +139,24 @@ class LocalJudge:
         chat = getattr(self.policy.tokenizer, "chat_template", None) is not None
         ask = self.question.messages if chat else self.question.plain
         questions = [ask(match) for match in matches]
-        verdicts = [self._fits(question) for question in questions]
-        step = self._by_tokens if self.verdict == "tokens" else self._by_text
-        open_ = [k for k, verdict in enumerate(verdicts) if not verdict.why]
-        for attempt in range(self.tries):
-            for start in range(0, len(open_), self.batch_size):
-                chosen = open_[start : start + self.batch_size]
-                found = step([questions[k] for k in chosen], attempt)
-                for k, (scores, why, categories) in zip(chosen, found, strict=True):
-                    old = verdicts[k]
-                    malformed = old.malformed + (scores is None)
-                    points = scores or (math.nan, math.nan)
-                    verdicts[k] = Verdict(*points, old.calls + 1, malformed, why, categories)
-            open_ = [k for k in open_ if verdicts[k].failed]
-        return verdicts
-
-    def _fits(self, question: Any) -> Verdict:
-        """No verdict yet; and why there cannot be one."""
-        try:
-            self.policy.encode([question])
-        except DataError as error:
-            return Verdict(math.nan, math.nan, 0, 0, str(error))
-        return Verdict(math.nan, math.nan, 0)
-
-    def _by_text(self, questions: list[Any], attempt: int) -> list[_Reading]:
-        seeds = [_seed(self.seed, attempt, question) for question in questions]
-        replies = [group[0] for group in self.policy.sample(questions, 1, seeds, greedy=self.greedy).samples]
-        read = [(self.question.read(reply), reply) for reply in replies]
+        if self.verdict == "tokens":
+            return self._compare(questions)
+        options = {"greedy": self.greedy, "seed": self.seed, "tries": self.tries, "batch_size": self.batch_size}
         return [
-            (scores, "", self.question.categories(reply))
-            if scores
-            else (None, f"no verdict in the reply {reply[-120:]!r}", {})
-            for scores, reply in read
+            as_verdict(answer) for answer in write_answers(self.policy, questions, self.question.verdict, **options)
         ]
 
-    def _by_tokens(self, questions: list[Any], attempt: int) -> list[_Reading]:
+    def _compare(self, questions: list[Any]) -> list[Verdict]:
+        """Verdicts by the probabilities of the labels."""
+        answers = [fits(self.policy, question) for question in questions]
+        fitting = [k for k, answer in enumerate(answers) if not answer.why]
+        for start in range(0, len(fitting), self.batch_size):
+            chosen = fitting[start : start + self.batch_size]
+            for k, answer in zip(chosen, self._by_tokens([questions[k] for k in chosen]), strict=True):
+                answers[k] = answer
+        return [as_verdict(answer) for answer in answers]
+
+    def _by_tokens(self, questions: list[Any]) -> list[Answer]:
         import torch
 
         from guerdon.language.backbone import prompt_positions
@@ -192,16 +172,11 @@ class LocalJudge:
         high = SCALE[1]
         shares = [chance[0] + (chance[2] / 2 if len(chance) > 2 else 0.0) for chance in chances]
         return [
-            ((high * share, high * (1 - share)), "", {})
+            Answer(((high * share, high * (1 - share)), {}), 1)
             if math.isfinite(share)
-            else (None, "the probabilities are not finite", {})
+            else Answer(None, 1, 1, "the probabilities are not finite")
             for share in shares
         ]
-
-
-def _seed(seed: int, attempt: int, question: Any) -> int:
-    text = f"{seed} {attempt} {question!r}"
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 1
 
 
 local = LocalJudge

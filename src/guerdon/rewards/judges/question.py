@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from guerdon.errors import DataError, RecipeError
-from guerdon.rewards.judges.base import Match
+from guerdon.rewards.judges.asking import Answer
+from guerdon.rewards.judges.base import Match, Verdict
 from guerdon.rewards.judges.rubric import Rubric
 from guerdon.rewards.judges.verdict import Parsing, read_categories, read_verdict
 
@@ -56,7 +58,7 @@ class Question:
         rubric: Mapping[str, Any] | None = None,
         parsing: Parsing = "lenient",
     ) -> None:
-        missing = {"first", "second"} - set(_PLACE.findall(template))
+        missing = {"first", "second"} - places(template)
         if missing:
             raise RecipeError(
                 f"{where}.template: it must show both answers; there is no {{{sorted(missing)[0]}}} in it."
@@ -82,16 +84,7 @@ class Question:
             "rubric": self.rubric.text(),
             "form": form,
         }
-
-        def fill(place: re.Match[str]) -> str:
-            if place[1] not in parts:
-                raise DataError(
-                    f"{self.where}.template: {place[0]} names nothing. There are: {', '.join(sorted(parts))}."
-                )
-            return shown(parts[place[1]])
-
-        # in one pass: what a sample says is never taken for a place of the template
-        return _PLACE.sub(fill, self.template)
+        return filled(self.template, parts, self.where)
 
     def messages(self, match: Match) -> list[dict[str, str]]:
         """The question as a chat."""
@@ -109,6 +102,40 @@ class Question:
     def categories(self, reply: str) -> dict[str, tuple[float, float]]:
         """The points in a reply for each criterion of the rubric, from 0 to 10."""
         return read_categories(reply, self.rubric, self.parsing)
+
+    def verdict(self, reply: str) -> tuple[tuple[tuple[float, float], dict[str, tuple[float, float]]] | None, str]:
+        """Scores and points by category, or None and why."""
+        scores = self.read(reply)
+        if scores is None:
+            return None, f"no verdict in the reply {reply[-120:]!r}"
+        return (scores, self.categories(reply)), ""
+
+
+def places(template: str) -> set[str]:
+    """The names in braces of a template."""
+    return set(_PLACE.findall(template))
+
+
+def filled(template: str, parts: Mapping[str, Any], where: str) -> str:
+    """A template with everything in its place.
+
+    Raises:
+        DataError: it names what there is not.
+    """
+
+    def fill(place: re.Match[str]) -> str:
+        if place[1] not in parts:
+            raise DataError(f"{where}.template: {place[0]} names nothing. There are: {', '.join(sorted(parts))}.")
+        return shown(parts[place[1]])
+
+    # in one pass: what a sample says is never taken for a place of the template
+    return _PLACE.sub(fill, template)
+
+
+def as_verdict(answer: Answer) -> Verdict:
+    """What came of a question, read by `Question.verdict`, as a verdict."""
+    (first, second), categories = answer.content or ((math.nan, math.nan), {})
+    return Verdict(first, second, answer.calls, answer.malformed, answer.why, categories)
 
 
 def shown(value: Any) -> str:

@@ -69,7 +69,7 @@ def _verdict(reply: str, rubric: Rubric, parsing: Parsing) -> Any:
         content = _loads(reply)
         return None if _scores(content, rubric) is None else content
     found = None
-    for candidate in _objects(reply[-_LONGEST:]):
+    for candidate, _ in json_objects(reply[-_LONGEST:]):
         content = _loosened(candidate)
         found = found if _scores(content, rubric) is None else content
     return found
@@ -89,22 +89,19 @@ def _loads(text: str) -> Any:
         return None
 
 
-def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects that stand in a text, those inside one another left out."""
+def json_objects(text: str) -> Iterator[tuple[Any, int]]:
+    """The JSON objects that stand in a text and where each begins, those inside one another left out."""
+    decoder = json.JSONDecoder()
     start = _START.search(text)
     while start is not None:
-        content, end = _object_at(text, start)
-        if content is not None:
-            yield content
+        end = start.end()
+        try:
+            content, end = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):  # no JSON from this brace on
+            pass
+        else:
+            yield content, start.start()
         start = _START.search(text, end)
-
-
-def _object_at(text: str, start: re.Match[str]) -> tuple[Any, int]:
-    """The object that a brace opens and where it ends; or None, and the place after the brace."""
-    try:
-        return json.JSONDecoder().raw_decode(text, start.start())
-    except (ValueError, RecursionError):
-        return None, start.end()
 
 
 def _loosened(value: Any, depth: int = 2) -> Any:
