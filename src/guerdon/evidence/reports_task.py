@@ -86,7 +86,7 @@ def untrained(seed: int) -> TokenClassifier:
     core = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": LENGTH + 1}
+    sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": LENGTH + 1}
     config = GPT2Config(vocab_size=len(names), pad_token_id=0, bos_token_id=None, eos_token_id=1, **sizes)
     return TokenClassifier.load(config, tokenizer=tokenizer, seed=seed)
 

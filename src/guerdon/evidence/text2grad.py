@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from guerdon.advantages import gae, grpo
+from guerdon.advantages.gae import gae
+from guerdon.advantages.group import grpo
 from guerdon.evidence.base import (
     Budget,
     Evidence,
@@ -41,7 +42,7 @@ from guerdon.evidence.reports_task import (
 from guerdon.evidence.sort_task import sort_run
 from guerdon.evidence.writers import Writers
 from guerdon.language.tasks import sort
-from guerdon.objectives import ppo
+from guerdon.objectives.ppo import ppo
 from guerdon.rewards.critics.classifier import ClassifierCritic
 from guerdon.rewards.critics.program import ProgramCritic
 from guerdon.rewards.spans import Spans
