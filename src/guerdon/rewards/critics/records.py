@@ -78,8 +78,8 @@ def runs(marks: Sequence[float]) -> list[tuple[int, int, float]]:
     """(start, end, label) of the longest stretches with one label that is not 0.
 
     Example:
-        >>> runs([0, 1, 1, -1])
-        [(1, 3, 1), (3, 4, -1)]
+        >>> runs([0.0, 1.0, 1.0, -1.0])
+        [(1, 3, 1.0), (3, 4, -1.0)]
     """
     found, start = [], 0
     for label, stretch in groupby(marks):
