@@ -37,7 +37,7 @@ class Rollout:
         mask: bool [P, G, T], True where a step is live.
         logp_old: [P, G, T] log-probability of each step under the policy that sampled it.
         logp_ref: [P, G, T] under the reference policy, when a stage asks for it.
-        values: [P, G, T] of a critic, when there is one.
+        values: [P, G, T] of a critic, when there is one; [P, G, T, K] of one with a head for each component.
         scores: [P, G, K] raw score of every component; NaN where a sample was not scored.
         score_names: the K names.
         outcomes: P lists of G extracted answers (or None), when a reward gives them.
@@ -54,7 +54,7 @@ class Rollout:
     logp_old: Float[Tensor, "P G T"]
     steps: dict[str, Tensor] = field(default_factory=dict)
     logp_ref: Float[Tensor, "P G T"] | None = None
-    values: Float[Tensor, "P G T"] | None = None
+    values: Float[Tensor, "P G T"] | Float[Tensor, "P G T K"] | None = None
     scores: Float[Tensor, "P G K"] | None = None
     score_names: tuple[str, ...] = ()
     outcomes: list[list[Any]] | None = None
@@ -84,6 +84,8 @@ class Rollout:
         named = {
             name: (getattr(self, name), shape) for name, shape in _TENSORS.items() if getattr(self, name) is not None
         }
+        if self.values is not None and self.values.ndim == 4:
+            named["values"] = (self.values, "P G T K")
         size = check_shapes("rollout", **named)
         for name in ("rewards", "advantages"):
             value = getattr(self, name)
@@ -216,6 +218,19 @@ def last_step(mask: Bool[Tensor, "P G T"]) -> Bool[Tensor, "P G T"]:
     """
     still_to_come = mask.flip(-1).cumsum(-1).flip(-1)
     return mask & (still_to_come == 1)
+
+
+def paid_by_step(
+    rewards: Float[Tensor, "P G"], paid: Float[Tensor, "P G T"], mask: Bool[Tensor, "P G T"]
+) -> Float[Tensor, "P G T"]:
+    """Rewards of steps that add up to those of samples: what was paid on the way, and the rest at the last live step.
+
+    Example:
+        >>> paid_by_step(torch.tensor([[3.0]]), torch.tensor([[[0.5, 0.0]]]), torch.ones(1, 1, 2).bool())
+        tensor([[[0.5000, 2.5000]]])
+    """
+    paid = paid.where(mask, 0.0)
+    return paid + (rewards - paid.sum(-1)).unsqueeze(-1).where(last_step(mask), 0.0)
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guerdon.errors import RecipeError, ShapeError, nearest
 from guerdon.rewards.scoring import FLAT, Scores, differentiable_scores, score
-from guerdon.rollout import Rollout, last_step
+from guerdon.rollout import Rollout, paid_by_step
 from guerdon.stages import call, check, label, outputs, signature, wants
 
 Stage = Callable[..., Any]
@@ -109,6 +109,17 @@ class Signal(nn.Module):
     def needs(self, field: str) -> bool:
         """Whether any stage asks for a costly field such as `logp_ref` or `values`."""
         return any(wants(stage, field) for _, stage in self._named_stages())
+
+    @property
+    def value_heads(self) -> int:
+        """Values of a step that the critic must give: one, or one a component where the advantage reads `scores` beside them.
+
+        0 where no stage asks for the field `values`.
+        """
+        if not self.needs("values"):
+            return 0
+        each = self.advantage is not None and {"values", "scores"} <= set(signature(self.advantage).fields)
+        return len(self.rewards) if each else 1
 
     @property
     def needs_reference(self) -> bool:
@@ -351,9 +362,7 @@ def _by_step(rollout: Rollout, rewards: Tensor, weights: Tensor) -> Tensor:
     step_scores = rollout.extras.get("step_scores")
     if step_scores is None:
         return rewards
-    paid = (step_scores * weights.unsqueeze(2)).sum(-1)
-    rest = rewards - paid.sum(-1)
-    return paid + rest.unsqueeze(-1).where(last_step(rollout.mask), 0.0)
+    return paid_by_step(rewards, (step_scores * weights.unsqueeze(2)).sum(-1), rollout.mask)
 
 
 def _nansum(scores: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ NOT_ZERO_WHEN_CONSTANT = {
     "advantages.adaptive_gae",
     "advantages.copo",
     "advantages.gae",
+    "advantages.gae_by_component",
     "advantages.prompt_tracker",
     "advantages.reinforce",
     "advantages.value_anchored",

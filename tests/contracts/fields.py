@@ -136,6 +136,7 @@ FIELDS: dict[str, Field] = {
     "drift": Field("P G", lambda d: d.normal("P G").abs()),
     "values_old": Field("P G T", lambda d: d.normal("P G T")),
     "values": Field("P G T", lambda d: d.near("values_old", 0.05)),
+    "step_scores": Field("P G T K", lambda d: d.normal("P G T K")),
     "returns": Field("P G T", lambda d: d.normal("P G T")),
     "rewards": Field("P G", lambda d: d.normal("P G")),
     "advantages": Field("P G", lambda d: d.normal("P G")),
@@ -160,6 +161,7 @@ FIELDS: dict[str, Field] = {
 
 # fields that must be of a special kind, by "stage.name"
 INPUTS: dict[str, dict[str, Maker]] = {
+    "advantages.gae_by_component": {"values": lambda d: d.normal("P G T K")},
     "advantages.value_anchored": {"rewards": lambda d: d.normal("P G").sigmoid()},
     "objectives.demonstration_value": {"mask": _runs},
     "objectives.real": {"rewards": lambda d: (d.normal("P G") > 0).double()},
@@ -220,6 +222,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"shift_to_nonnegative": True, "gamma": 0.0},
     ],
     "advantages.adaptive_gae": [{"target": 1.0, "horizon": 10.0}],
+    "advantages.gae_by_component": [{"normalise": False}],
     "advantages.gae": [
         {"beta": 0.1, "kl_estimator": "exact"},
         {"beta": 0.1, "gamma": 0.9},
@@ -369,7 +372,11 @@ def poison_masked(fields: dict[str, Any]) -> dict[str, Any]:
         mask = (
             masks.get(tuple(letters(name, value))) if isinstance(value, Tensor) and value.is_floating_point() else None
         )
-        found[name] = value if mask is None else value.masked_fill(~fields[mask], math.nan)
+        if mask is None:
+            found[name] = value
+        else:
+            dead = ~fields[mask]
+            found[name] = value.masked_fill(dead.view(*dead.shape, *[1] * (value.ndim - dead.ndim)), math.nan)
     return found
 
 

@@ -78,6 +78,47 @@ def test_the_sum(fields):
     torch.testing.assert_close(found.metrics["value_loss"], error.mean())
 
 
+def several(fields: dict[str, Tensor], **other: Tensor) -> dict[str, Any]:
+    """A critic with two heads: the fields' own, and one of other numbers."""
+    second = {"values": random(7), "values_old": random(8), "returns": random(9)} | other
+    return fields | {name: torch.stack([fields[name], value], -1) for name, value in second.items()}
+
+
+def test_the_errors_of_several_heads_add_up_each_with_its_coefficient(fields):
+    mask, two = fields["mask"], several(fields)
+    surrogate = ppo(**fields, value_coefficient=0.0).total
+    first = ppo(**fields, value_coefficient=1.0)
+    alone = fields | {name: two[name][..., 1] for name in ("values", "values_old", "returns")}
+    second = ppo(**alone, value_coefficient=1.0)
+    names = ("intent", "kl")
+    found = ppo(**two, score_names=names, value_coefficient={"intent": 1.0, "kl": 0.4})
+    torch.testing.assert_close(
+        found.total, surrogate + 1.0 * (first.total - surrogate) + 0.4 * (second.total - surrogate)
+    )
+    assert found.count == mask.sum()
+    for name, one in zip(names, (first, second), strict=True):
+        torch.testing.assert_close(found.metrics[f"value_loss/{name}"], one.metrics["value_loss"])
+    mean = (first.metrics["value_loss"] + second.metrics["value_loss"]) / 2
+    torch.testing.assert_close(found.metrics["value_loss"], mean)
+    alike = ppo(**two, value_coefficient=0.5)
+    named = ppo(**two, score_names=names, value_coefficient={"kl": 0.5})
+    torch.testing.assert_close(alike.total, named.total)
+
+
+def test_what_masked_steps_of_several_heads_hold_does_not_matter(fields):
+    two = several(fields)
+    dead = ~fields["mask"].unsqueeze(-1)
+    holes = {name: value.masked_fill(dead, math.nan) for name, value in two.items() if value.ndim == 4}
+    assert torch.equal(ppo(**two | holes).total, ppo(**two).total)
+
+
+def test_coefficients_by_name_need_a_head_for_each_component(fields, friendly_errors):
+    with pytest.raises(RecipeError, match=r"a head for each component; this one has 1 for intent, kl"):
+        ppo(**fields, score_names=("intent", "kl"), value_coefficient={"kl": 0.4})
+    with pytest.raises(RecipeError, match=r"value_coefficient.ki: there is no such component. Did you mean 'kl'"):
+        ppo(**several(fields), score_names=("intent", "kl"), value_coefficient={"ki": 0.4})
+
+
 def test_the_entropy_bonus(fields):
     entropy = random(6).abs()
     plain, found = ppo(**fields), ppo(**fields, entropy=entropy, entropy_bonus=0.1)

@@ -12,6 +12,7 @@ MEMBERS = {
     "copo": "copo",
     "dr_grpo": "group",
     "gae": "gae",
+    "gae_by_component": "gae_by_component",
     "group_advantages": "group",
     "grpo": "group",
     "normalise_then_sum": "group",

@@ -341,8 +341,11 @@ class DenoisingPolicy(nn.Module):
         if not self.has_adapters:
             self._reference = (copy.deepcopy(self.model).requires_grad_(False).eval(),)
 
-    def add_critic(self) -> None:
+    def add_critic(self, heads: int = 1) -> None:
         """There is none for images.
+
+        Args:
+            heads: not used.
 
         Raises:
             RecipeError: always; a stage asked for `values`.

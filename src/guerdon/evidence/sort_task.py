@@ -169,8 +169,8 @@ def sort_run(
         (4.0, [0.0, 1.0])
     """
     policy = base_policy(seed, steps=warm_steps, temperature=temperature)
-    if signal.needs("values"):
-        policy.add_critic()
+    if signal.value_heads:
+        policy.add_critic(signal.value_heads)
     if signal.needs_reference or wants(objective, "logp_ref"):
         policy.keep_reference()
     curves: dict[str, Points] = {"greedy": [], "sampled": []}

@@ -28,7 +28,8 @@ _LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"
 
 
 class LogProb(NamedTuple):
-    """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic.
+    """What `log_prob` gives, each [P, G, T], 0 where a step is not live; `entropy` in nats, `values` with a critic, which are
+    [P, G, T, K] if it has K > 1 heads.
 
     `kl` is None: in a loss the divergence of tokens is estimated; see `divergence` for the exact one of samples. `normaliser`
     is the logsumexp of a position's logits, so that the logit of its token is logp + normaliser.
@@ -59,11 +60,13 @@ class _Live(NamedTuple):
     length: int
 
     def spread(self, flat: Tensor) -> Tensor:
-        """Values [N] as [P, G, T], 0 elsewhere."""
+        """Values [N] as [P, G, T], or [N, K] as [P, G, T, K]; 0 elsewhere."""
+        of_each = flat.shape[1:]
         if self.kept is not None:
-            flat = flat.new_zeros(self.shape.numel()).index_copy(0, self.kept, flat)
-        table = flat.view(self.shape)
-        return table if self.shape[2] == self.length else nn.functional.pad(table, (0, self.length - self.shape[2]))
+            flat = flat.new_zeros(self.shape.numel(), *of_each).index_copy(0, self.kept, flat)
+        table = flat.view(*self.shape, *of_each)
+        more = self.length - self.shape[2]
+        return nn.functional.pad(table, [0, 0] * len(of_each) + [0, more]) if more else table
 
 
 class LanguagePolicy(nn.Module):
@@ -91,7 +94,7 @@ class LanguagePolicy(nn.Module):
         top_k: int = 0,
         min_new_tokens: int = 0,
         gradient_checkpointing: bool = False,
-        critic: bool = False,
+        critic: bool | int = False,
         logprob_chunk: int | None = None,
         revision: str = TEMPLATE,
     ) -> None:
@@ -114,7 +117,7 @@ class LanguagePolicy(nn.Module):
         self._spans = Offsets(tokenizer)
         self.critic: nn.Linear | None = None
         if critic:
-            self.add_critic()
+            self.add_critic(int(critic))
         # in a tuple, so that it is neither trained nor saved nor wrapped with the policy
         self._reference: tuple[Backbone, ...] = ()
         _switch_dropout_off(model)
@@ -134,7 +137,7 @@ class LanguagePolicy(nn.Module):
         lora: dict[str, Any] | None = None,
         dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32",
         gradient_checkpointing: bool = False,
-        critic: bool = False,
+        critic: bool | int = False,
         trust_remote_code: bool = False,
         logprob_chunk: int | None = None,
         revision: str = TEMPLATE,
@@ -152,7 +155,7 @@ class LanguagePolicy(nn.Module):
             lora: train adapters instead of the model: `rank`, `alpha`, `target_modules` (default: all linear layers).
             dtype: of the weights.
             gradient_checkpointing: compute activations again in the backward pass, to save memory.
-            critic: add a linear head that values every step.
+            critic: add a linear head that values every step, or so many; a critic that was saved has those it had.
             trust_remote_code: run model code that comes with the files.
             logprob_chunk: rows whose logits are held at once; None = as many as make 16M logits.
             revision: the text of a prompt that asks for a better answer than a draft, with the slots {prompt} and {draft};
@@ -200,7 +203,9 @@ class LanguagePolicy(nn.Module):
         if policy.critic is not None and source is not None and (Path(source) / _CRITIC_FILE).exists():
             from safetensors.torch import load_file
 
-            policy.critic.load_state_dict(load_file(Path(source) / _CRITIC_FILE))
+            saved = load_file(Path(source) / _CRITIC_FILE)
+            policy.add_critic(len(saved["weight"]))
+            policy.critic.load_state_dict(saved)
         return policy
 
     @property
@@ -223,11 +228,15 @@ class LanguagePolicy(nn.Module):
         """Whether peft adapters are trained, the reference being the model without them."""
         return hasattr(self.model, "peft_config")
 
-    def add_critic(self) -> None:
-        """Add a linear head on the hidden state that produces each token; it starts at zero."""
+    def add_critic(self, heads: int = 1) -> None:
+        """Add a linear head on the hidden state that produces each token, or several; they start at zero.
+
+        Args:
+            heads: values of each step.
+        """
         embedding = self.backbone.causal.get_input_embeddings().weight
         width = getattr(self.backbone.causal.config.get_text_config(), "hidden_size", embedding.shape[1])
-        self.critic = nn.Linear(width, 1, device=embedding.device, dtype=embedding.dtype)
+        self.critic = nn.Linear(width, heads, device=embedding.device, dtype=embedding.dtype)
         nn.init.zeros_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
 
@@ -820,7 +829,8 @@ class LanguagePolicy(nn.Module):
         if normaliser:  # what a logit lacks to its log-probability
             total = backbone.logit(found.reading, found.ids, temperature=self.temperature) - logp
         if self.critic is not None and backbone is self.backbone:
-            values = self.critic(found.reading.hidden.to(self.critic.weight.dtype)).squeeze(-1).to(logp.dtype)
+            values = self.critic(found.reading.hidden.to(self.critic.weight.dtype)).to(logp.dtype)
+            values = values.squeeze(-1)  # one head gives one number a step
         spread = [None if flat is None else found.spread(flat) for flat in (entropies, values, total)]
         return LogProb(found.spread(logp), spread[0], spread[1], normaliser=spread[2])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from guerdon.errors import BindingError, RecipeError, check_shapes
+from guerdon.errors import BindingError, RecipeError, check_shapes, nearest
 from guerdon.objectives.loss import Loss
 from guerdon.objectives.reduce import masked_mean, reduce_steps
 from guerdon.objectives.surrogate import check_clips, clipped_surrogate, probability_ratio, ratio_metrics
@@ -16,46 +18,50 @@ def ppo(
     logp: Float[Tensor, "P G T"],
     logp_old: Float[Tensor, "P G T"],
     advantages: Float[Tensor, "P G"] | Float[Tensor, "P G T"],
-    values: Float[Tensor, "P G T"],
-    values_old: Float[Tensor, "P G T"],
-    returns: Float[Tensor, "P G T"],
+    values: Float[Tensor, "P G T"] | Float[Tensor, "P G T K"],
+    values_old: Float[Tensor, "P G T"] | Float[Tensor, "P G T K"],
+    returns: Float[Tensor, "P G T"] | Float[Tensor, "P G T K"],
     mask: Bool[Tensor, "P G T"],
     entropy: Float[Tensor, "P G T"] | None = None,
+    score_names: Sequence[str] = (),
     *,
     clip_low: float | None = 0.2,
     clip_high: float | None = 0.2,
     value_clip: float | None = 0.2,
-    value_coefficient: float = 0.5,
+    value_coefficient: float | dict[str, float] = 0.5,
     entropy_bonus: float = 0.0,
 ) -> Loss:
     """The clipped surrogate per step plus the squared error of the critic, averaged over all live steps.
 
     Per step m = -min(k A, clip(k) A) + value_coefficient * v - entropy_bonus * H, where v = max((V - R)^2, (V_c -
-    R)^2) / 2 and V_c is V held within value_clip of the value at sampling time.
+    R)^2) / 2 and V_c is V held within value_clip of the value at sampling time. Of a critic with K heads, such as the one
+    that `gae_by_component` asks for, the K errors are added up, each with its coefficient.
 
     Args:
         logp: [P, G, T], log-probability of each step under the policy, in nats.
         logp_old: [P, G, T], under the policy that sampled the steps.
         advantages: [P, G, T], such as those of `gae`, or [P, G].
-        values: [P, G, T], the critic's values now.
-        values_old: [P, G, T], its values when the steps were sampled.
-        returns: [P, G, T], what it is fitted to.
+        values: [P, G, T] or [P, G, T, K], the critic's values now.
+        values_old: shaped as values, those when the steps were sampled.
+        returns: shaped as values, what they are fitted to.
         mask: [P, G, T], True = a live step.
         entropy: [P, G, T], entropy of the policy at each step, in nats; needed when entropy_bonus is not 0.
+        score_names: the K components that the heads are of, for coefficients by name.
         clip_low: lower bound of the ratio is 1 - clip_low where the advantage is negative; None = no bound.
         clip_high: upper bound of the ratio is 1 + clip_high where the advantage is positive; None = no bound.
         value_clip: how far a value may move from the old one, in the unit of the rewards; None = no bound.
-        value_coefficient: weight of the critic's loss.
+        value_coefficient: weight of the critic's loss, of every head or by component name (0.5 where none is given).
         entropy_bonus: weight of the entropy, subtracted from every step's loss.
 
     Returns:
         The loss; count is the number of live steps. Metrics over live steps: those of the ratio as in
-        `policy_gradient`, `value_loss`, `value_clip_share`, and `entropy` where it is given.
+        `policy_gradient`, `value_loss` and `value_clip_share` (means over heads), `value_loss/NAME` of each of several heads
+        that have names, and `entropy` where it is given.
 
     Raises:
         ShapeError: an argument has another shape.
         BindingError: entropy_bonus without entropy.
-        RecipeError: a bound is negative.
+        RecipeError: a bound is negative, or a coefficient is for no component.
 
     Gradient:
         To logp, values and entropy; none to what was computed at sampling time.
@@ -76,36 +82,44 @@ def ppo(
     if value_clip is not None and value_clip < 0:
         raise RecipeError(f"{where}: value_clip must be >= 0, or null for no bound; got {value_clip}.")
     per_step = "P G T"
+    of_heads = per_step if values.ndim == 3 else "P G T K"
     check_shapes(
         where,
         mask=(mask, per_step),
         logp=(logp, per_step),
         logp_old=(logp_old, per_step),
         advantages=(advantages, per_step if advantages.ndim == 3 else "P G"),
-        values=(values, per_step),
-        values_old=(values_old, per_step),
-        returns=(returns, per_step),
+        values=(values, of_heads),
+        values_old=(values_old, of_heads),
+        returns=(returns, of_heads),
     )
     logp, logp_old = logp.where(mask, 0.0), logp_old.detach().where(mask, 0.0)
     advantages = advantages.detach() if advantages.ndim == 3 else advantages.detach().unsqueeze(-1)
     advantages = advantages.where(mask, 0.0)
-    values, values_old, returns = values.where(mask, 0.0), values_old.detach().where(mask, 0.0), returns.detach()
-    returns = returns.where(mask, 0.0)
+    # a critic with one head is one with several of which there is one
+    values, values_old, returns = (
+        (v if v.ndim == 4 else v.unsqueeze(-1)).where(mask.unsqueeze(-1), 0.0)
+        for v in (values, values_old.detach(), returns.detach())
+    )
 
     ratio = probability_ratio(logp - logp_old)
     loss = clipped_surrogate(ratio, advantages, clip_low, clip_high)
     metrics = ratio_metrics(ratio, advantages, mask, clip_low, clip_high)
 
     value_loss = (values - returns).square() / 2
-    held = torch.zeros_like(mask)
+    held = torch.zeros_like(value_loss)
     if value_clip is not None:
         near = values_old + (values - values_old).clamp(-value_clip, value_clip)
         clipped_loss = (near - returns).square() / 2
-        held = (clipped_loss > value_loss).detach()
+        held = (clipped_loss > value_loss).to(values.dtype)
         value_loss = torch.maximum(value_loss, clipped_loss)
-    metrics["value_loss"] = masked_mean(value_loss, mask)
-    metrics["value_clip_share"] = masked_mean(held.to(values.dtype), mask)
-    loss = loss + value_coefficient * value_loss
+    metrics["value_loss"] = masked_mean(value_loss.mean(-1), mask)
+    metrics["value_clip_share"] = masked_mean(held.mean(-1), mask)
+    heads = values.shape[-1]
+    if heads == len(score_names) > 1:
+        metrics |= {f"value_loss/{name}": masked_mean(value_loss[..., k], mask) for k, name in enumerate(score_names)}
+    coefficients = _coefficients(where, value_coefficient, score_names, heads)
+    loss = loss + (value_loss * value_loss.new_tensor(coefficients)).sum(-1)
 
     if entropy is not None:
         check_shapes(where, mask=(mask, per_step), entropy=(entropy, per_step))
@@ -117,3 +131,20 @@ def ppo(
 
     total, count = reduce_steps(loss, mask, "per_token")
     return Loss(total, count, metrics)
+
+
+def _coefficients(where: str, given: float | dict[str, float], names: Sequence[str], heads: int) -> list[float]:
+    if not isinstance(given, dict):
+        return [given] * heads
+    if len(names) != heads:
+        raise RecipeError(
+            f"{where}.value_coefficient: by name it needs a critic with a head for each component; this one has {heads} for "
+            f"{', '.join(names) or 'no named component'}. Give a number, or use advantage: gae_by_component."
+        )
+    for name in given:
+        if name not in names:
+            raise RecipeError(
+                f"{where}.value_coefficient.{name}: there is no such component.{nearest(name, names)} There are: "
+                f"{', '.join(names)}."
+            )
+    return [given.get(name, 0.5) for name in names]

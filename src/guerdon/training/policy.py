@@ -28,7 +28,7 @@ class PolicyOutput(Protocol):
 
     @property
     def values(self) -> Tensor | None:
-        """A critic's estimate of what is still to come; None without a critic."""
+        """A critic's estimate of what is still to come, [P, G, T, K] of one with K > 1 heads; None without a critic."""
         ...
 
     @property

@@ -318,8 +318,8 @@ class _Runner:
         data, signal = self.data, self.signal
         policy = self._policy()
         objective = _with_longest(self.objective, policy.max_steps)
-        if signal.needs("values"):
-            policy.add_critic()
+        if signal.value_heads:
+            policy.add_critic(signal.value_heads)
         if signal.needs_reference or any(wants(objective, field) for field in ("logp_ref", "kl", "drift")):
             policy.keep_reference()
         state = self._read_checkpoint(policy)
