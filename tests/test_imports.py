@@ -35,6 +35,7 @@ ALLOWED = {
 # plain helpers that stages share, and judges that are language models
 EXCEPTIONS = {
     ("rewards/kl_penalty.py", "objectives"),
+    ("advantages/adaptive_gae.py", "objectives"),
     ("weighting/hypervolume.py", "metrics"),
     # gradients of single components are taken in the loop; held-out scores have a front
     ("training/online.py", "weighting"),

@@ -74,7 +74,7 @@ def test_recomputed_log_probabilities_equal_the_samplers():
 def test_a_reference_is_scored_when_a_stage_asks_for_it():
     policy = BanditPolicy()
     policy.keep_reference()
-    signal = Signal(rewards={"best": best_arm, "kl": kl_penalty}, advantage=grpo)
+    signal = Signal(rewards={"best": best_arm, "kl": kl_penalty()}, advantage=grpo)
     loop = make(policy, signal=signal, objective=functools.partial(policy_gradient, beta=0.1))
     assert loop.needs_reference
     loop.step()

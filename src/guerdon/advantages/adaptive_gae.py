@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from guerdon.advantages.gae import GaeOutput, gae
 from guerdon.errors import RecipeError
+from guerdon.objectives.kl import steered
 
 
 class AdaptiveGae(nn.Module):
@@ -107,8 +108,7 @@ class AdaptiveGae(nn.Module):
         """
         of_samples = kl_old.where(mask, 0.0).sum(-1)
         self.kl.copy_(of_samples.mean())
-        error = (self.kl / self.target - 1).clamp(-0.2, 0.2)
-        self.beta.mul_(1 + error * of_samples.numel() / self.horizon)
+        self.beta.copy_(steered(self.beta, self.kl, self.target, of_samples.numel() / self.horizon))
 
     def metrics(self) -> dict[str, float]:
         """Beta for the next step, and the divergence of a sample in this one."""

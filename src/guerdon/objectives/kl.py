@@ -66,6 +66,17 @@ def kl_estimate(
     raise RecipeError(f"the KL estimator must be k1, k2 or k3; got {estimator!r}.")
 
 
+def steered(coefficient: Tensor, divergence: Tensor, target: float, rate: float) -> Tensor:
+    """The weight of a divergence, moved towards keeping it at a target: times 1 + rate * clip(KL / target - 1, -0.2, 0.2).
+
+    Example:
+        >>> import torch
+        >>> steered(torch.tensor(0.2), torch.tensor(3.0), target=1.0, rate=0.5)
+        tensor(0.2200)
+    """
+    return coefficient * (1 + rate * (divergence / target - 1).clamp(-0.2, 0.2))
+
+
 def step_divergence(
     where: str,
     logp: Tensor,
