@@ -157,6 +157,8 @@ def test_overrides_of_every_kind() -> None:
         ({"mini_batches": 5}, "mini_batches: prompts_per_step = 32 is not a multiple of mini_batches = 5"),
         ({"rewards": None}, "rewards: at least one is needed"),
         ({"stop_at": {"x": "y"}}, "stop_at.x: must be a number; got 'y'."),
+        ({"stop": {"patience": 3}}, "stop.metric: must be given, such as eval/sampled/NAME"),
+        ({"stop.patience": 0, "stop.metric": "reward"}, "stop.patience: must be at least 1; got 0."),
         ({"objective": None}, "objective: must be a name"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",

@@ -194,6 +194,8 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
             f"objective: of loop: supervised it needs a language policy, which has log-probabilities of given samples; got "
             f"kind: {recipe.policy.kind}. Set it to null: images have their denoising loss."
         )
+    if recipe.stop is not None and not recipe.stop.metric:
+        raise RecipeError("stop.metric: must be given, such as eval/sampled/NAME of a reward or of what is watched.")
     if not complete:
         return
     if recipe.policy.model is None:

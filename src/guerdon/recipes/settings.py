@@ -202,6 +202,15 @@ class Preference:
 
 
 @dataclass
+class Stop:
+    """When a run that gets no better ends."""
+
+    metric: str = _set("", "what is watched, such as eval/sampled/NAME; counted each time it is measured")
+    patience: int = _set(5, "measurements without a new best that end the run", at_least=1)
+    goal: Literal["highest", "lowest"] = _set("highest", "which value is the best")
+
+
+@dataclass
 class Run:
     """Where a run is written, and how it is executed."""
 
@@ -257,6 +266,9 @@ class Recipe:
     )
     stop_below: dict[str, float] = _set(
         dict, "end the run once a metric is below a value, such as {eval/sampled/judge: 0.8}"
+    )
+    stop: Stop | None = _set(
+        None, "end the run once a metric gets no better: {metric: eval/sampled/gold, patience: 5}; null = never"
     )
     on_bad_score: Literal["stop", "drop"] = _set("stop", "what to do with a reward that fails or is no number")
     watch: dict[str, Component] = _set(

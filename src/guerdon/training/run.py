@@ -32,6 +32,7 @@ from guerdon.training.loop import data_length
 from guerdon.training.online import Online, check_fields
 from guerdon.training.optimisation import Optim
 from guerdon.training.pathwise import Pathwise, Truncation, check_rewards
+from guerdon.training.patience import Patience
 from guerdon.training.preference import Preference, needs_reference
 from guerdon.training.progress import Display
 from guerdon.training.records import Records
@@ -164,6 +165,7 @@ class _Runner:
         self.records = Records(run, enabled=self.main)
         self.step = 0
         self.scores_before: dict[str, list[float]] = {}  # of the samples before training, for win rates
+        self.patience = None if recipe.stop is None else Patience(**vars(recipe.stop))
         self.elapsed_before = 0.0
         self.start = time.perf_counter()
 
@@ -398,6 +400,7 @@ class _Runner:
         if loop.steps_done == 0:
             loop.prepare()
             before = test()
+            self._reached(before.metrics)
             self.records.metrics(0, self.elapsed, before.metrics)
             self._keep_samples(loop, before, "before")
 
@@ -506,7 +509,9 @@ class _Runner:
             return {**found, **evaluation.metrics, **_win_rates(self.scores_before, _scores(evaluation))}
 
         if loop.steps_done == 0:
-            self.records.metrics(0, self.elapsed, judge("before"))
+            before = judge("before")
+            self._reached(before)
+            self.records.metrics(0, self.elapsed, before)
 
         def step() -> dict[str, float]:
             metrics = loop.step()
@@ -558,8 +563,9 @@ class _Runner:
         return self.step == self.recipe.steps or self._due(self.recipe.evaluation.every)
 
     def _reached(self, metrics: dict[str, float]) -> str:
-        """Which target ends the run, in words; empty if none."""
-        return _reached(self.recipe.stop_at, self.recipe.stop_below, metrics)
+        """Which target, or want of improvement, ends the run, in words; empty if none."""
+        spent = "" if self.patience is None else self.patience.spent(self.step, metrics)
+        return _reached(self.recipe.stop_at, self.recipe.stop_below, metrics) or spent
 
     def _evaluate(
         self, loop: Online | Pathwise | Preference | Supervised, rows: Any, signal: Signal | None = None
@@ -610,6 +616,8 @@ class _Runner:
         policy.load_weights(folder / "policy")
         self.elapsed_before = state.facts["elapsed"]
         self.records.rewind(state.facts["steps_done"])
+        if self.patience is not None:
+            self.patience.restore(self.run / "metrics.jsonl", state.facts["steps_done"])
         return state
 
 
