@@ -117,7 +117,7 @@ METHODS = (
     _method("quark-medical", "Quark medical alignment", "shaping.reference_frozen weighting.tri_factor",
             "arXiv 2602.11661",
             "normalises each score by a frozen reference and weighs components by three factors"),
-    _method("constrained-rlhf", "Constrained RLHF", "weighting.lagrangian weighting.proxy_points", "arXiv 2310.04373",
+    _method("constrained-rlhf", "Constrained RLHF", "weighting.lagrangian weighting.proxy_points advantages.gae_by_component", "arXiv 2310.04373",
             "holds each reward at its threshold with a multiplier, against over-optimisation"),
     _method("par", "Preference as reward", "shaping.par shaping.bounded shaping.running", "arXiv 2502.18770",
             "bounds a reward by its sigmoid distance from reference samples"),
