@@ -218,7 +218,7 @@ def test_adapters_are_trained_alone():
             r"policy.max_new_tokens: this is a setting of kind 'language'; .* of kind 'flow'",
         ),
         ({"policy.eta": 1.0}, r"policy.eta: this is a setting of kind 'diffusion'"),
-        ({"policy.kind": "flwo"}, r"policy.kind: must be one of 'language', 'diffusion', 'flow'; got 'flwo'"),
+        ({"policy.kind": "flwo"}, r"policy.kind: must be one of 'language', 'spans', 'diffusion', 'flow'; got 'flwo'"),
         ({"policy.nose_level": 1.0}, r"policy.nose_level: there is no such setting .* Did you mean 'noise_level'"),
         ({"policy.kind": "diffusion"}, r"policy.std: this is a setting of kind 'flow'"),
     ],
