@@ -28,7 +28,8 @@ def ppo(
     clip_low: float | None = 0.2,
     clip_high: float | None = 0.2,
     value_clip: float | None = 0.2,
-    value_coefficient: float | dict[str, float] = 0.5,
+    value_coefficient: float = 0.5,
+    value_coefficients: dict[str, float] | None = None,
     entropy_bonus: float = 0.0,
 ) -> Loss:
     """The clipped surrogate per step plus the squared error of the critic, averaged over all live steps.
@@ -50,7 +51,8 @@ def ppo(
         clip_low: lower bound of the ratio is 1 - clip_low where the advantage is negative; None = no bound.
         clip_high: upper bound of the ratio is 1 + clip_high where the advantage is positive; None = no bound.
         value_clip: how far a value may move from the old one, in the unit of the rewards; None = no bound.
-        value_coefficient: weight of the critic's loss, of every head or by component name (0.5 where none is given).
+        value_coefficient: weight of the critic's loss, of each head.
+        value_coefficients: component name -> that of its head, where it is another.
         entropy_bonus: weight of the entropy, subtracted from every step's loss.
 
     Returns:
@@ -118,7 +120,7 @@ def ppo(
     heads = values.shape[-1]
     if heads == len(score_names) > 1:
         metrics |= {f"value_loss/{name}": masked_mean(value_loss[..., k], mask) for k, name in enumerate(score_names)}
-    coefficients = _coefficients(where, value_coefficient, score_names, heads)
+    coefficients = _coefficients(where, value_coefficient, value_coefficients or {}, score_names, heads)
     loss = loss + (value_loss * value_loss.new_tensor(coefficients)).sum(-1)
 
     if entropy is not None:
@@ -133,18 +135,18 @@ def ppo(
     return Loss(total, count, metrics)
 
 
-def _coefficients(where: str, given: float | dict[str, float], names: Sequence[str], heads: int) -> list[float]:
-    if not isinstance(given, dict):
-        return [given] * heads
+def _coefficients(where: str, usual: float, other: dict[str, float], names: Sequence[str], heads: int) -> list[float]:
+    if not other:
+        return [usual] * heads
     if len(names) != heads:
         raise RecipeError(
-            f"{where}.value_coefficient: by name it needs a critic with a head for each component; this one has {heads} for "
-            f"{', '.join(names) or 'no named component'}. Give a number, or use advantage: gae_by_component."
+            f"{where}.value_coefficients: they need a critic with a head for each component; this one has {heads} for "
+            f"{', '.join(names) or 'no named component'}. Use value_coefficient, or advantage: gae_by_component."
         )
-    for name in given:
+    for name in other:
         if name not in names:
             raise RecipeError(
-                f"{where}.value_coefficient.{name}: there is no such component.{nearest(name, names)} There are: "
+                f"{where}.value_coefficients.{name}: there is no such component.{nearest(name, names)} There are: "
                 f"{', '.join(names)}."
             )
-    return [given.get(name, 0.5) for name in names]
+    return [other.get(name, usual) for name in names]

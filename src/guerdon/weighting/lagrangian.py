@@ -73,7 +73,10 @@ class Multipliers(nn.Module):
             )
         limits = torch.tensor(list(thresholds), dtype=torch.float64)
         if not len(limits) or not limits.isfinite().all():
-            raise RecipeError(f"{_WHERE}.thresholds: must be finite numbers, at least one; got {list(thresholds)}.")
+            raise RecipeError(
+                f"{_WHERE}.thresholds: must be finite numbers, one for each reward that is held to one; got "
+                f"{list(thresholds) or 'none'}. Such as {{NAME: 0.5}}."
+            )
         if start is None:
             draw = 0.01 * torch.randn((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).item()
             start = draw if squash else 0.5
@@ -145,6 +148,7 @@ def mix_advantages(
 ) -> Float[Tensor, " B"]:
     """A = (K - sum_k w_k) A_0 + sum_k w_k A_k, every stream first normalised over the batch.
 
+    In a recipe `lagrangian` and `gae_by_component` do this, over the live steps of a batch.
     The weights sum to K with that of the task, whatever the multipliers. With tanh a weight may be negative: that reward
     is pushed down, and the task weighs more than K.
 
@@ -193,8 +197,9 @@ class Lagrangian(nn.Module):
     """Weights that hold rewards at their thresholds: mu-PPO, xi-PPO, All-PPO.
 
     The components with a threshold are constrained; the one without, such as `kl: kl_penalty`, is what is maximised
-    subject to them and has weight K - sum_k w_k. Follow it with `advantage: {normalise_then_sum: {whiten: false}}`, which
-    normalises each component in its group before the weights, as the method does over its batch: an adaptation to groups.
+    subject to them and has weight K - sum_k w_k. Follow it with an advantage that normalises each component before it is
+    weighed: `gae_by_component`, the method's own, with a value head for each; or `{normalise_then_sum: {whiten: false}}`,
+    which normalises in groups and needs no critic, an adaptation.
 
     Args:
         thresholds: component name -> theta, in the unit of its score (after shaping).

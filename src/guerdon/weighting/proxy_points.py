@@ -39,9 +39,10 @@ class ProxyPointSearch(nn.Module):
         momentum: of their gradient, in [0, 1).
         max_grad_norm: their gradient is shortened to it.
         seed: of the first points.
+        updates: multiplier steps a training step, each on an equal share of the prompts.
 
     Raises:
-        RecipeError: a box is empty, or a setting is out of range.
+        RecipeError: there is no box or an empty one, or a setting is out of range.
 
     Edge cases:
         A point within 0.005 of a known one costs no training. A value that is NaN counts as infinitely bad.
@@ -68,8 +69,11 @@ class ProxyPointSearch(nn.Module):
         momentum: float = 0.1,
         max_grad_norm: float = 0.5,
         seed: int = 0,
+        updates: int = 1,
     ) -> None:
         super().__init__()
+        if not box:
+            raise RecipeError(f"{_WHERE}.box: must name a component and where its point may lie: {{NAME: [0.2, 0.6]}}.")
         for name, edges in box.items():
             if len(edges) != 2 or not edges[0] < edges[1]:
                 raise RecipeError(f"{_WHERE}.box.{name}: must be [lowest, highest]; got {edges}.")
@@ -85,7 +89,7 @@ class ProxyPointSearch(nn.Module):
         assert first is not None
         self.lagrangian = Lagrangian(
             thresholds=dict(zip(box, first, strict=True)),
-            mode=mode, lr=lr, momentum=momentum, max_grad_norm=max_grad_norm, seed=seed,
+            mode=mode, lr=lr, momentum=momentum, max_grad_norm=max_grad_norm, seed=seed, updates=updates,
         )  # fmt: skip
         self.counts: Tensor
         self.tried: Tensor
