@@ -36,6 +36,8 @@ ALLOWED = {
 EXCEPTIONS = {
     ("rewards/kl_penalty.py", "objectives"),
     ("weighting/hypervolume.py", "metrics"),
+    # one language of rewards, whether it composes rewards or a recipe's components
+    ("weighting/expression.py", "rewards"),
     # gradients of single components are taken in the loop; held-out scores have a front
     ("training/online.py", "weighting"),
     ("training/front.py", "metrics"),
