@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from guerdon.errors import GuerdonError, require
 
@@ -39,6 +39,7 @@ class Done(NamedTuple):
     error: Exception | None
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Does jobs side by side; a context manager."""
 

@@ -53,7 +53,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(trees, st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-6, 3.0]), min_size=4, max_size=4), st.integers(0, 99))
 def test_values_are_those_of_python(tree, scores, seed):
     text = written(tree, random.Random(seed))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, nearest, require
+from guerdon.language.allowed import Allowed, Grammar
 from guerdon.language.backbone import Backbone
 from guerdon.language.generation import Generation, Uniforms, generate
 from guerdon.language.probe import probe
@@ -75,6 +76,7 @@ class LanguagePolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             _switch_checkpointing_on(self.backbone.causal)
+        self.allowed: Allowed | None = None
         self.critic: nn.Linear | None = None
         if critic:
             self.add_critic()
@@ -189,6 +191,21 @@ class LanguagePolicy(nn.Module):
         self.critic = nn.Linear(width, 1, device=embedding.device, dtype=embedding.dtype)
         nn.init.zeros_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
+
+    def restrict(self, characters: str, grammar: Grammar | None = None) -> None:
+        """Keep samples to tokens made of these characters, in sampling and in training alike.
+
+        Args:
+            characters: those allowed.
+            grammar: what a whole sample must be; None = any text of these characters.
+
+        Raises:
+            RecipeError: the tokenizer has no such tokens, or not all that the grammar may need.
+        """
+        allowed = Allowed(self.tokenizer, self.eos_ids, characters, grammar)
+        if grammar is not None and grammar.shortest(grammar.start) + 1 > self.max_new_tokens:
+            raise RecipeError(f"policy.max_new_tokens: {self.max_new_tokens} are too few for any text of the grammar.")
+        self.allowed = allowed
 
     def add_adapters(self, **lora: Any) -> None:
         """Train LoRA adapters from now on instead of the model, which becomes the reference.
@@ -626,6 +643,7 @@ class LanguagePolicy(nn.Module):
             uniforms=uniforms,
             min_new_tokens=self.min_new_tokens,
             all_done=_agreement(self.model),
+            allowed=self.allowed,
         )
 
     def _score(
@@ -648,11 +666,27 @@ class LanguagePolicy(nn.Module):
             hidden=self.critic is not None,
         )
         reading, ids = reading.map(lambda part: part.flatten(0, 1)), completion_ids.flatten()
+        masks = among = None
+        if self.allowed is not None:
+            among, masks = (
+                self.allowed.ids(ids.device),
+                self.allowed.masks(completion_ids.flatten(0, 1), self.max_new_tokens),
+            )
+            masks = None if masks is None else masks.flatten(0, 1)
         kept = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
         if kept is not None:
             reading, ids = reading.map(lambda part: part[kept]), ids[kept]
+            masks = None if masks is None else masks[kept]
+        if self.allowed is not None:
+            ids = self.allowed.places(ids)
         logp, entropies = backbone.logprob(
-            reading, ids, temperature=self.temperature, chunk=self.logprob_chunk, entropy=entropy
+            reading,
+            ids,
+            temperature=self.temperature,
+            chunk=self.logprob_chunk,
+            entropy=entropy,
+            among=among,
+            masks=masks,
         )
         values = None
         if self.critic is not None and backbone is self.backbone:
