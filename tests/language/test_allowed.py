@@ -56,6 +56,15 @@ def test_a_whitelist_is_kept_to(merged, kind):
     assert any(map(bool, texts))
 
 
+def refusal(text: str) -> str:
+    """Why the parser refuses it; nothing if it does not."""
+    try:
+        RewardExpression.parse(text, 4)
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("kind", ["llama", "softcap"])
 def test_with_a_grammar_every_sample_is_an_expression(merged, kind):
     p = policy(merged, kind)
@@ -64,11 +73,9 @@ def test_with_a_grammar_every_sample_is_an_expression(merged, kind):
     texts = [text for group in found.samples for text in group]
     assert not found.extras["truncated"].any()
     assert len(set(texts)) > 200
-    for text in texts:
-        try:
-            RewardExpression.parse(text, 4)
-        except RecipeError as error:
-            assert "test point" in str(error)
+    faults = [fault for text in texts if (fault := refusal(text))]
+    assert not [fault for fault in faults if "test point" not in fault]
+    assert len(faults) < len(texts) / 2
 
 
 @pytest.mark.parametrize("kind", ["llama", "softcap"])

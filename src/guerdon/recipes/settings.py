@@ -157,6 +157,12 @@ class Evaluation:
     """What is measured on held-out prompts, before, during and after training."""
 
     data: str | None = _set(None, "held-out data; null = a part of the data is held out")
+    share: float | None = _set(
+        None,
+        "hold out this share of the training prompts, by a hash of each, in place of the above",
+        above=0,
+        at_most=0.9,
+    )
     every: int = _set(50, "steps between evaluations; 0 = only before and after", at_least=0)
     size: int = _set(400, "prompts", at_least=1)
     samples: int = _set(1, "samples per prompt at the policy's temperature; 0 = none", at_least=0)
