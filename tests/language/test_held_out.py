@@ -69,7 +69,7 @@ def test_messages_are_prompts_too():
 def test_too_few_prompts_are_an_error():
     with pytest.raises(DataError, match="of 1 different prompts"):
         split_by_prompt([{"prompt": "a"}] * 9, 0.2, 5)
-    with pytest.raises(DataError, match="too few different prompts|hardly any"):
+    with pytest.raises(DataError, match=r"too few different prompts|hardly any"):
         split_by_prompt(Stream(lambda i: {"prompt": "a"}), 0.5, 5)
 
 

@@ -58,7 +58,7 @@ def split_by_prompt(rows: Sequence[Row], share: float, size: int) -> tuple[Seque
     Example:
         >>> train, held_out = split_by_prompt([{"prompt": str(i % 10)} for i in range(40)], 0.2, 5)
         >>> len(train), [row["prompt"] for row in held_out]
-        (32, ['2', '9'])
+        (32, ['0', '8'])
     """
     if len(rows) == sys.maxsize:
         return _split_endless(rows, share, size)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-TASKS = {"hacking": "hacking", "sort": "sort", "topics": "topics"}  # name -> module of this package that defines TASK
+TASKS = {
+    "formulas": "formulas",
+    "hacking": "hacking",
+    "sort": "sort",
+    "topics": "topics",
+}  # name -> module of this package that defines TASK
 
 
 @dataclass(frozen=True)
