@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -155,10 +156,7 @@ class Performance(nn.Module):
         """The expression of a sample, or why there is none."""
         if cut and "\n" not in text:
             return None, "it was cut off at its longest"
-        try:
-            return RewardExpression.parse(first_line(text), self.primitives), ""
-        except RecipeError as error:
-            return None, str(error)
+        return _parse(first_line(text), self.primitives)
 
     def get_extra_state(self) -> Tensor:
         """What an iteration leaves to the next, as bytes: checkpoints hold tensors."""
@@ -170,6 +168,14 @@ class Performance(nn.Module):
         found = json.loads(bytes(state.tolist()))
         self.iteration, self.start, self.best = found["iteration"], found["start"], found["best"]
         self.records, self._trained = [], {}
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str, primitives: int | tuple[str, ...]) -> tuple[RewardExpression | None, str]:
+    try:
+        return RewardExpression.parse(text, primitives), ""
+    except RecipeError as error:
+        return None, str(error)
 
 
 def first_line(text: str) -> str:

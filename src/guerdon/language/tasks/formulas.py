@@ -37,8 +37,8 @@ def model(seed: int) -> LlamaForCausalLM:
 
 
 def train_rows(seed: int) -> Stream:
-    """The one prompt that there is."""
-    return Stream(lambda i: {"prompt": PROMPT}, 1)
+    """The one prompt that there is, without end."""
+    return Stream(lambda i: {"prompt": PROMPT})
 
 
 def demonstrations(seed: int) -> Stream:
