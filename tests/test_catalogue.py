@@ -46,7 +46,13 @@ def test_state_is_read_from_the_tables() -> None:
 
 
 def test_selection_by_stage() -> None:
-    assert [m.slug for m in select("weighting")] == ["quark-medical", "constrained-rlhf", "dynamic-weighting", "basics"]
+    assert [m.slug for m in select("weighting")] == [
+        "quark-medical",
+        "constrained-rlhf",
+        "dynamic-weighting",
+        "derl",
+        "basics",
+    ]
     with pytest.raises(UnknownNameError, match=r"no stage 'reward'. Did you mean 'rewards'"):
         select("reward")
 

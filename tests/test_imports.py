@@ -16,6 +16,7 @@ BASE = {"errors", "rollout", "stages", "typed", "members", "components"}
 ALLOWED = {
     **{stage: {"errors", "rollout", "stages"} for stage in STAGES},
     "cache": set(),
+    "workers": {"errors"},
     "errors": set(),
     "rollout": {"errors"},
     "stages": {"errors"},
@@ -29,14 +30,38 @@ ALLOWED = {
     "language": {"errors", "rollout", "stages", "objectives"},
     "diffusion": {"errors", "rollout", "stages", "objectives", "metrics", "cache"},
     "report": {"errors", "recipes"},
-    "training": {*BASE, "cache", "signal", "ledger", "recipes", "rewards", "sampling", "objectives", "language"},
-    "evidence": {*BASE, *STAGES, "cache", "signal", "ledger", "training", "recipes", "language", "diffusion"},
+    "training": {
+        *BASE,
+        "cache",
+        "workers",
+        "signal",
+        "ledger",
+        "recipes",
+        "rewards",
+        "sampling",
+        "objectives",
+        "language",
+    },
+    "evidence": {
+        *BASE,
+        *STAGES,
+        "cache",
+        "workers",
+        "signal",
+        "ledger",
+        "training",
+        "recipes",
+        "language",
+        "diffusion",
+    },
 }
 # plain helpers that stages share, and judges that are language models
 EXCEPTIONS = {
     ("rewards/kl_penalty.py", "objectives"),
     ("advantages/adaptive_gae.py", "objectives"),
     ("weighting/hypervolume.py", "metrics"),
+    # one language of rewards, whether it composes rewards or a recipe's components
+    ("weighting/expression.py", "rewards"),
     # gradients of single components are taken in the loop; held-out scores have a front
     ("training/online.py", "weighting"),
     ("training/front.py", "metrics"),

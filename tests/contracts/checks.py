@@ -30,7 +30,7 @@ NOT_ZERO_WHEN_CONSTANT = {
     "advantages.value_anchored",
 }
 # weightings that do more than multiply by the weights they return
-NOT_LINEAR: set[str] = set()
+NOT_LINEAR: set[str] = {"weighting.expression"}
 # objectives whose gradient is by design not the derivative of their value
 NOT_A_DERIVATIVE: set[str] = set()
 # objectives that sort or compare the whole batch: the loop refuses to cut it

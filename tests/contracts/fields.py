@@ -184,6 +184,7 @@ def _letter_logp(prompts: Any, samples: Any, nats: float) -> Any:
 OPTIONS: dict[str, dict[str, Any]] = {
     "objectives.dr_grpo": {"max_length": 7},
     "rewards.appeal": {"reward": "exact_answer", "strong": "exact_answer"},
+    "rewards.composition": {"formula": "same", "of": {"same": "exact_answer"}},
     "rewards.density_ratio": {
         "strong": functools.partial(_letter_logp, nats=1.0),
         "weak": functools.partial(_letter_logp, nats=2.5),
@@ -199,6 +200,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shaping.ceil": {"c": 0.5},
     "shaping.distance": {"target": 0.3},
     "shaping.saturated": {"threshold": 0.3},
+    "weighting.expression": {"formula": "g1 + 0.5 * g2"},
     "weighting.lagrangian": {"thresholds": {"component0": 0.2}},
     "weighting.proxy_point_search": {"box": {"component0": [-0.5, 0.5]}},
     "shaping.forward_correction": {"false_negative_rate": 0.2},
@@ -311,6 +313,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"top": "inclusive", "amplification": 2.0, "alpha": 2.0},
         {"zones": 2, "tiers": [0.0, 0.9, 1.0]},
     ],
+    "weighting.expression": [{"formula": "g1 * (2 - g2) / (1 + g1 * g1)"}],
     "weighting.gradient_alignment": [{"weights": {"component0": 0.25, "component1": 0.75}, "mu": 0.5}],
     "weighting.hypervolume": [{"weights": [0.25, 0.75], "apply_to": "reward"}, {"maximise": {"component0": False}}],
     "weighting.lagrangian": [

@@ -27,7 +27,8 @@ def test_task_names_itself(task):
 def test_rows_depend_on_seed_and_position_only(task):
     backwards = [task.train_rows(3)[i] for i in reversed(range(20))]
     assert task.train_rows(3)[:20] == backwards[::-1]
-    assert task.train_rows(3)[:20] != task.train_rows(4)[:20]
+    if task.name != "formulas":  # has one prompt only
+        assert task.train_rows(3)[:20] != task.train_rows(4)[:20]
     assert task.demonstrations(3)[:20] != task.demonstrations(4)[:20]
 
 

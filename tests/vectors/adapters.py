@@ -40,6 +40,7 @@ from guerdon.diffusion.steps import (
     interpolate,
     v_target,
 )
+from guerdon.errors import RecipeError
 from guerdon.inference import optimise_noise
 from guerdon.metrics import SuiteReport
 from guerdon.objectives import (
@@ -79,6 +80,7 @@ from guerdon.objectives.srpo import srpo_terms
 from guerdon.rewards import appeal
 from guerdon.rewards.closeness import block_shares, box_field
 from guerdon.rewards.density_ratio import log_density_ratio
+from guerdon.rewards.expression import RewardExpression, thirds
 from guerdon.rewards.likelihood import summed_logp
 from guerdon.rewards.overlong import overlong
 from guerdon.rewards.pairing import pick_pair
@@ -881,10 +883,30 @@ def text_feedback(inputs: Values) -> Values:
     }
 
 
+def reward_expressions(inputs: Values) -> Values:
+    if inputs["kind"] == "stages":
+        return {"primitives": [thirds(tensor(steps)) for steps in inputs["step_scores"]]}
+    if inputs["kind"] == "outer":
+        feedback = torch.where(torch.tensor(inputs["valid"]), tensor(inputs["performance"]), 0.0)
+        advantages = grpo(feedback[None], eps=1e-6)[0]
+        return {"feedback": feedback, "advantages": advantages, "best": int(feedback.argmax())}
+    primitives = tensor(inputs["primitives"])
+    found: Values = {"valid": [], "values": []}
+    for text in inputs["expressions"]:
+        try:
+            values = RewardExpression.parse(text, primitives.shape[-1])(primitives).tolist()
+        except RecipeError:
+            values = None
+        found["valid"].append(values is not None)
+        found["values"].append(values)
+    return found
+
+
 ADAPTERS: dict[str, Callable[[Values], Values]] = {
     "alignprop": reward_gradients,
     "arena-rl": tournaments,
     "cdr": density_ratios,
+    "derl": reward_expressions,
     "copg": contrastive,
     "dynamic-weighting": adaptive_weights,
     "copo": consistency,

@@ -10,7 +10,7 @@ from guerdon.diffusion.bases import BASES, base, bundled_models, untrained
 from guerdon.diffusion.tasks import TASKS, find
 from guerdon.errors import DataError, RecipeError, nearest
 from guerdon.language.data import read_rows, require_columns
-from guerdon.language.domain import Data, Part
+from guerdon.language.domain import Data, Part, with_share
 
 _NOT_OF_A_POLICY = {"model", "lora"}
 
@@ -92,7 +92,7 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
     if evaluation.data is not None:
         rows = _rows(evaluation.data, wanted)
         held_out = Part(rows, 0, min(evaluation.size, len(rows)))
-    return Data(train, held_out)
+    return with_share(Data(train, held_out), evaluation)
 
 
 def demonstrations(source: str, seed: int) -> Sequence[Mapping[str, Any]]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from guerdon.language.logprob import logits_logprob, project, token_logit, token_logprob
 
+IMPOSSIBLE = -1e30
+"""The logit of a token that may not come: its probability is exactly 0, and its log-probability is a number."""
+
 
 class Reading(NamedTuple):
     """What a model says at some positions.
@@ -122,15 +125,38 @@ class Backbone:
         return reading.logits if reading.logits.dtype == torch.float64 else reading.logits.float()
 
     def logprob(
-        self, reading: Reading, ids: Tensor, *, temperature: float, chunk: int | None = None, entropy: bool = True
+        self,
+        reading: Reading,
+        ids: Tensor,
+        *,
+        temperature: float,
+        chunk: int | None = None,
+        entropy: bool = True,
+        among: Tensor | None = None,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability of `ids` [N] at the positions of a reading [N, ...], and the entropy."""
-        if reading.logits is not None:
-            return logits_logprob(reading.logits, ids, temperature=temperature, entropy=entropy)
-        head = self.head
-        return token_logprob(
-            reading.hidden, head.weight, ids, bias=head.bias, temperature=temperature, chunk=chunk, entropy=entropy
-        )
+        """Log-probability of `ids` [N] at the positions of a reading [N, ...], and the entropy.
+
+        With `among` [A], rising, only these tokens have any probability, and `ids` are places in it; `masks` bool [N, A] says
+        which of them at each position.
+        """
+        logits, head = reading.logits, self.head
+        if logits is not None:
+            logits = logits if among is None else logits[..., among]
+        else:
+            matrix = head.weight if among is None else head.weight[among]
+            bias = head.bias if among is None or head.bias is None else head.bias[among]
+            if masks is None:
+                return token_logprob(
+                    reading.hidden, matrix, ids, bias=bias, temperature=temperature, chunk=chunk, entropy=entropy
+                )
+            wide = torch.promote_types(torch.float32, reading.hidden.dtype)
+            logits = nn.functional.linear(
+                reading.hidden.to(wide), matrix.to(wide), None if bias is None else bias.to(wide)
+            )
+        if masks is not None:
+            logits = logits.masked_fill(~masks, IMPOSSIBLE)
+        return logits_logprob(logits, ids, temperature=temperature, entropy=entropy)
 
     def logit(self, reading: Reading, ids: Tensor, *, temperature: float) -> Tensor:
         """The logit of `ids` [N] at the positions of a reading [N, ...], divided by the temperature; float32 at least."""

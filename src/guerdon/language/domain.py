@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from guerdon.errors import DataError, RecipeError, nearest
+from guerdon.language.held_out import split_by_prompt
 from guerdon.language.tasks import TASKS, Task
 
 
@@ -62,7 +63,8 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
     Args:
         source: a bundled task, or a path.
         loop: `online` needs `prompt`; `supervised` needs `prompt` and `completion`.
-        evaluation: the recipe's section; `data` names a file of its own, `size` how many rows are held out.
+        evaluation: the recipe's section; `data` names a file of its own, `size` how many rows are held out, `share` a share
+            of the training prompts to hold out instead.
         seed: of a bundled task's rows.
 
     Raises:
@@ -83,7 +85,14 @@ def load_data(source: str, *, loop: str, evaluation: Any, seed: int) -> Data:
         rows = read_rows(evaluation.data)
         require_columns(rows, wanted)
         held_out = Part(rows, 0, min(evaluation.size, len(rows)))
-    return Data(train, held_out)
+    return with_share(Data(train, held_out), evaluation)
+
+
+def with_share(data: Data, evaluation: Any) -> Data:
+    """The rows, with a share of the training prompts held out in place of what was, where the recipe asks for it."""
+    if evaluation.share is None:
+        return data
+    return Data(*split_by_prompt(data.train, evaluation.share, evaluation.size))
 
 
 def bundled(source: str) -> Task | None:
@@ -140,7 +149,7 @@ def load_preferences(source: str, form: str, *, evaluation: Any, seed: int) -> D
     if evaluation.data is not None:
         rows = preference_rows(read_rows(evaluation.data), form)
         loaded = loaded._replace(held_out=Part(rows, 0, min(evaluation.size, len(rows))))
-    return loaded
+    return with_share(loaded, evaluation)
 
 
 def measured_rows(source: str, held_out: Sequence[Mapping[str, Any]], evaluation: Any) -> Sequence[Mapping[str, Any]]:

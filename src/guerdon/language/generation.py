@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import NumericsError
-from guerdon.language.backbone import Backbone, prompt_positions
+from guerdon.language.allowed import Allowed
+from guerdon.language.backbone import IMPOSSIBLE, Backbone, prompt_positions
 
 
 class Generation(NamedTuple):
@@ -87,6 +88,7 @@ def generate(
     uniforms: Callable[[int], Tensor] | None = None,
     min_new_tokens: int = 0,
     all_done: Callable[[bool], bool] | None = None,
+    allowed: Allowed | None = None,
 ) -> Generation:
     """Sample completions of each prompt.
 
@@ -107,6 +109,7 @@ def generate(
         uniforms: step -> numbers [P * G] in [0, 1), such as `Uniforms`. Not needed at temperature 0.
         min_new_tokens: tokens before which no sample ends.
         all_done: asks the other processes whether they are done too, where all must run the model equally often.
+        allowed: the tokens that samples may be made of; all others then have no probability. None = all.
 
     Returns:
         A `Generation`. `logp` is under softmax(logits / temperature) over the whole vocabulary, which is what training
@@ -139,13 +142,18 @@ def generate(
         batch: Tensor | None = None
         finished = torch.zeros(rows, dtype=torch.bool, device=device)
         length = max_new_tokens
+        keeper = None if allowed is None else _Keeper(allowed, rows, max_new_tokens, device)
         # asking an accelerator for the count waits for it
         every = 1 if device.type == "cpu" else 8
         for step in range(max_new_tokens):
             numbers = None if uniforms is None or temperature == 0 else uniforms(step)
             if batch is not None and numbers is not None:
                 numbers = numbers[batch]
+            if keeper is not None:
+                logits = keeper.cut(logits, batch, step)
             chosen, value = choose(logits, numbers, step)
+            if keeper is not None:
+                keeper.take(chosen, batch)
             if batch is None:
                 ids[step], logp[step] = chosen, value
             else:
@@ -233,6 +241,33 @@ class _Chooser:
         # only logits that are no numbers lead beyond the last token; generate() reports them
         place.clamp_(max=mass.shape[-1] - 1)
         return place if order is None else order.gather(1, place)
+
+
+class _Keeper:
+    """Keeps samples to the allowed tokens, row by row where a grammar says which may come next."""
+
+    def __init__(self, allowed: Allowed, rows: int, room: int, device: torch.device) -> None:
+        self.allowed, self.room, self.ids = allowed, room, allowed.ids(device)
+        self.states = None if allowed.grammar is None else [allowed.grammar.start] * rows
+
+    def cut(self, logits: Tensor, batch: Tensor | None, step: int) -> Tensor:
+        """The logits with those of other tokens out of the way."""
+        own = logits[:, self.ids]
+        if self.states is not None:
+            left = self.room - step
+            masks = torch.stack([self.allowed.mask(self.states[row], left) for row in self._rows(batch)])
+            own = own.masked_fill(~masks.to(own.device), IMPOSSIBLE)
+        return torch.full_like(logits, IMPOSSIBLE).index_copy_(1, self.ids, own)
+
+    def take(self, chosen: Tensor, batch: Tensor | None) -> None:
+        """Note what came next."""
+        if self.states is not None:
+            for row, token in zip(self._rows(batch), chosen.tolist(), strict=True):
+                self.states[row] = self.allowed.next(self.states[row], token)
+
+    def _rows(self, batch: Tensor | None) -> Sequence[int]:
+        assert self.states is not None
+        return range(len(self.states)) if batch is None else batch.tolist()
 
 
 # the work of a packed step grows with the square of the group; above this a row per sample is faster

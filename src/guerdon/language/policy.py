@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guerdon.errors import CheckpointError, DataError, RecipeError, ShapeError, nearest, require
+from guerdon.language.allowed import Allowed, Grammar
 from guerdon.language.backbone import Backbone, Reading
 from guerdon.language.generation import Generation, Uniforms, generate
 from guerdon.language.logprob import LOGITS_IN_A_CHUNK, LOGITS_ON_A_DEVICE
@@ -47,10 +48,12 @@ class _Live(NamedTuple):
 
     Attributes:
         reading: [N, ...].
-        ids: [N], the tokens.
+        ids: [N], the tokens; their places in `among` where that is given.
         kept: [N], where they are in the flattened samples; None = everywhere.
         shape: P, G and the longest sample's length.
         length: T.
+        among: the only tokens that may come, rising; None = all.
+        masks: which of these at each token, bool [N, A]; None = all.
     """
 
     reading: Reading
@@ -58,6 +61,8 @@ class _Live(NamedTuple):
     kept: Tensor | None
     shape: torch.Size
     length: int
+    among: Tensor | None = None
+    masks: Tensor | None = None
 
     def spread(self, flat: Tensor) -> Tensor:
         """Values [N] as [P, G, T], or [N, K] as [P, G, T, K]; 0 elsewhere."""
@@ -115,6 +120,7 @@ class LanguagePolicy(nn.Module):
         # set by a loop with a reward that asks for the field `offsets`
         self.keep_offsets = False
         self._spans = Offsets(tokenizer)
+        self.allowed: Allowed | None = None
         self.critic: nn.Linear | None = None
         if critic:
             self.add_critic(int(critic))
@@ -239,6 +245,21 @@ class LanguagePolicy(nn.Module):
         self.critic = nn.Linear(width, heads, device=embedding.device, dtype=embedding.dtype)
         nn.init.zeros_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
+
+    def restrict(self, characters: str, grammar: Grammar | None = None) -> None:
+        """Keep samples to tokens made of these characters, in sampling and in training alike.
+
+        Args:
+            characters: those allowed.
+            grammar: what a whole sample must be; None = any text of these characters.
+
+        Raises:
+            RecipeError: the tokenizer has no such tokens, or not all that the grammar may need.
+        """
+        allowed = Allowed(self.tokenizer, self.eos_ids, characters, grammar)
+        if grammar is not None and grammar.shortest(grammar.start) + 1 > self.max_new_tokens:
+            raise RecipeError(f"policy.max_new_tokens: {self.max_new_tokens} are too few for any text of the grammar.")
+        self.allowed = allowed
 
     def add_adapters(self, **lora: Any) -> None:
         """Train LoRA adapters from now on instead of the model, which becomes the reference.
@@ -552,6 +573,7 @@ class LanguagePolicy(nn.Module):
         return self.log_prob(rollout, entropy=False).logp
 
     def _divergence(self, steps: dict[str, Tensor], mask: Tensor) -> Tensor:
+        self._refuse_restricted("the exact divergence")
         own = self._read(self.backbone, steps, mask)
         with self._as_reference() as reference:
             other = self._read(reference, steps, mask)
@@ -574,6 +596,12 @@ class LanguagePolicy(nn.Module):
             ]
             found.append((tables[0].exp() * (tables[0] - tables[1])).sum(-1))
         return torch.cat(found) if found else first.new_zeros(0)
+
+    def _refuse_restricted(self, what: str) -> None:
+        if self.allowed is not None:
+            raise RecipeError(
+                f"language.policy: {what} of a policy whose samples are kept to some tokens cannot be had."
+            )
 
     def _score_reference(self, steps: dict[str, Tensor], mask: Tensor, normaliser: bool) -> LogProb:
         with self._as_reference() as reference:
@@ -809,6 +837,7 @@ class LanguagePolicy(nn.Module):
             uniforms=uniforms,
             min_new_tokens=self.min_new_tokens,
             all_done=_agreement(self.model),
+            allowed=self.allowed,
         )
 
     def _score(
@@ -821,9 +850,17 @@ class LanguagePolicy(nn.Module):
         normaliser: bool = False,
         whole: bool = False,
     ) -> LogProb:
+        if normaliser:
+            self._refuse_restricted("normalisers")
         found = self._read(backbone, steps, mask, whole=whole)
         logp, entropies = backbone.logprob(
-            found.reading, found.ids, temperature=self.temperature, chunk=self.logprob_chunk, entropy=entropy
+            found.reading,
+            found.ids,
+            temperature=self.temperature,
+            chunk=self.logprob_chunk,
+            entropy=entropy,
+            among=found.among,
+            masks=found.masks,
         )
         values = total = None
         if normaliser:  # what a logit lacks to its log-probability
@@ -853,10 +890,20 @@ class LanguagePolicy(nn.Module):
             hidden=self.critic is not None,
         )
         reading, ids = reading.map(lambda part: part.flatten(0, 1)), completion_ids.flatten()
+        masks = among = None
+        if self.allowed is not None:
+            among, masks = (
+                self.allowed.ids(ids.device),
+                self.allowed.masks(completion_ids.flatten(0, 1), self.max_new_tokens),
+            )
+            masks = None if masks is None else masks.flatten(0, 1)
         kept = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
         if kept is not None:
             reading, ids = reading.map(lambda part: part[kept]), ids[kept]
-        return _Live(reading, ids, kept, mask.shape, full[2])
+            masks = None if masks is None else masks[kept]
+        if self.allowed is not None:
+            ids = self.allowed.places(ids)
+        return _Live(reading, ids, kept, mask.shape, full[2], among, masks)
 
     def load_weights(self, folder: str | Path) -> None:
         """Put back the weights that `save` wrote, into this policy's model (or its adapters) and critic.

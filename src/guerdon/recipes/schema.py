@@ -14,10 +14,23 @@ from typing import Any
 from guerdon.components import normalise
 from guerdon.errors import RecipeError, UnknownNameError, nearest
 from guerdon.recipes import overrides as _overrides
-from guerdon.recipes.settings import Diffusion, Evaluation, Flow, Lora, Optim, Pathwise, Policy, Recipe, Run, WarmStart
+from guerdon.recipes.settings import (
+    Bilevel,
+    Diffusion,
+    Evaluation,
+    Flow,
+    Lora,
+    Optim,
+    Pathwise,
+    Policy,
+    Recipe,
+    Run,
+    WarmStart,
+)
 from guerdon.typed import convert
 
 __all__ = [
+    "Bilevel",
     "Diffusion",
     "Evaluation",
     "Flow",
@@ -202,10 +215,29 @@ def _cross_check(recipe: Recipe, complete: bool) -> None:
         raise RecipeError(
             "policy.model: must be given: a folder, or a name on the Hugging Face hub. --policy.model NAME"
         )
+    if recipe.loop == "bilevel":
+        _check_bilevel(recipe)
+        return
     if recipe.data is None:
         raise RecipeError("data: must be given: a bundled task, or a path to .jsonl, .csv or .parquet. --data PATH")
     if recipe.loop not in ("supervised", "preference") and not recipe.rewards:
         raise RecipeError("rewards: at least one is needed to learn from. --rewards.correct exact_answer")
+
+
+def _check_bilevel(recipe: Recipe) -> None:
+    if recipe.policy.kind != "language":
+        raise RecipeError("loop: bilevel needs a language policy, which writes expressions.")
+    if recipe.bilevel.inner is None:
+        raise RecipeError("bilevel.inner: must be given: a bundled recipe, or the path of one. --bilevel.inner PATH")
+    if recipe.rewards or recipe.shaping or recipe.weighting not in (None, "linear"):
+        raise RecipeError(
+            "loop: bilevel takes its reward from inner runs: leave out rewards, shaping and weighting, or put them into the "
+            "inner recipe (bilevel.settings)."
+        )
+    if recipe.group_size < 2:
+        raise RecipeError(
+            f"group_size: an expression is compared with others of its group; got {recipe.group_size}, at least 2 are needed."
+        )
 
 
 def dump(recipe: Recipe) -> str:

@@ -178,6 +178,12 @@ class Evaluation:
     """What is measured on held-out prompts, before, during and after training."""
 
     data: str | None = _set(None, "held-out data; null = a part of the data is held out")
+    share: float | None = _set(
+        None,
+        "hold out this share of the training prompts, by a hash of each, in place of the above",
+        above=0,
+        at_most=0.9,
+    )
     every: int = _set(50, "steps between evaluations; 0 = only before and after", at_least=0)
     size: int = _set(400, "prompts", at_least=1)
     samples: int = _set(1, "samples per prompt at the policy's temperature; 0 = none", at_least=0)
@@ -211,6 +217,28 @@ class Stop:
 
 
 @dataclass
+class Bilevel:
+    """What reward expressions are worth, and how they are written."""
+
+    inner: str | None = _set(None, "recipe of the inner runs: a bundled one, or a path; its rewards are the primitives")
+    settings: dict[str, Any] = _set(dict, "put over that recipe, as on a command line: {steps: 60, optim: {lr: 1e-3}}")
+    last: dict[str, Any] = _set(
+        dict, "put over it as well for the last runs, with the best expression on all training data"
+    )
+    last_runs: int = _set(1, "how many of these, with different seeds", at_least=0)
+    metric: str = _set("eval/greedy/correct", "what an inner run is worth: a figure of its last evaluation")
+    share: float = _set(0.2, "of the inner training prompts, left out to measure on", above=0, at_most=0.9)
+    population: bool = _set(False, "inner runs start from the best policy of the iteration before")
+    write: Literal["characters", "grammar", "anything"] = _set(
+        "characters", "expressions are kept to their characters, to their grammar, or not at all"
+    )
+    pool: Literal["processes", "ray"] = _set("processes", "where inner runs run; ray: as tasks of a cluster")
+    workers: int = _set(2, "inner runs at a time; 0 = in this process (ray: as many as there is room for)", at_least=0)
+    gpus: float = _set(0.0, "accelerators of an inner run, of pool: ray", at_least=0)
+    retries: int = _set(0, "times that a failed inner run goes on from its last checkpoint", at_least=0)
+
+
+@dataclass
 class Run:
     """Where a run is written, and how it is executed."""
 
@@ -227,9 +255,10 @@ class Run:
 class Recipe:
     """Everything a run is made of."""
 
-    loop: Literal["online", "pathwise", "preference", "supervised"] = _set(
+    loop: Literal["online", "pathwise", "preference", "supervised", "bilevel"] = _set(
         "online",
-        "learn from rewards of own samples, from the rewards' gradients, from given preferences, or from given completions",
+        "learn from rewards of own samples, from the rewards' gradients, from given preferences, from given completions, "
+        "or what to reward",
     )
     policy: Policy | SpanReward | Diffusion | Flow = _set(Policy, "what is trained, and how it samples")
     data: str | None = _set(None, "a bundled task, or a path: .jsonl, .csv, .parquet, or a saved datasets folder")
@@ -253,6 +282,7 @@ class Recipe:
     )
     pathwise: Pathwise = _set(Pathwise, "of loop: pathwise, how rewards are differentiated")
     preference: Preference = _set(Preference, "of loop: preference, what the samples are compared by")
+    bilevel: Bilevel = _set(Bilevel, "of loop: bilevel, the runs that a reward is tried in")
     passes: int = _set(1, "times each sample is learnt from", at_least=1)
     mini_batches: int = _set(1, "updates per pass", at_least=1)
     micro_batch: int | None = _set(None, "prompts per forward pass and process; null = all", at_least=1)

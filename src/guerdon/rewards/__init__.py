@@ -9,6 +9,7 @@ MEMBERS = {
     "block_closeness": "closeness",
     "box_closeness": "closeness",
     "box_hit": "closeness",
+    "composition": "composition",
     "density_ratio": "density_ratio",
     "instant": "instant",
     "noisy": "noise",

@@ -19,7 +19,7 @@ from guerdon.rollout import Rollout
 from guerdon.training.images import is_image, write_image
 from guerdon.training.online import StepResult
 
-_LINES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "supervised.jsonl", "pairs.jsonl")
+_LINES = ("metrics.jsonl", "ledger.jsonl", "samples.jsonl", "supervised.jsonl", "pairs.jsonl", "expressions.jsonl")
 _PACKAGES = ("guerdon", "torch", "transformers", "peft", "accelerate", "diffusers", "gymnasium", "numpy")
 
 
@@ -98,6 +98,11 @@ class Records:
         """Replace `status.json`, in one move."""
         if self.enabled:
             _replace(self.run / "status.json", {"state": state, "step": step, "steps": steps, "reason": reason})
+
+    def record(self, name: str, record: Mapping[str, Any]) -> None:
+        """Replace `<name>.json`, in one move."""
+        if self.enabled:
+            _replace(self.run / f"{name}.json", record)
 
     def environment(self, processes: int, device: str) -> None:
         """Write `environment.json`: versions and machine."""

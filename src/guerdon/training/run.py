@@ -24,10 +24,12 @@ from guerdon.errors import CheckpointError, RecipeError
 from guerdon.recipes.schema import Recipe, dump, load_recipe
 from guerdon.signal import Signal
 from guerdon.stages import signature, wants
-from guerdon.training import checkpoint, deepspeed
+from guerdon.training import checkpoint, deepspeed, expressions
+from guerdon.training.bilevel import Performance
 from guerdon.training.evaluation import Evaluation, evaluate
 from guerdon.training.forms import check_form, form_of
 from guerdon.training.front import FrontTracker
+from guerdon.training.inner_runs import InnerRuns, inner_recipe, make_pool
 from guerdon.training.loop import data_length
 from guerdon.training.online import Online, check_fields
 from guerdon.training.optimisation import Optim
@@ -182,6 +184,7 @@ class _Runner:
             with _Interrupt() as interrupt:
                 loops = {
                     "online": self._online,
+                    "bilevel": self._bilevel,
                     "pathwise": self._pathwise,
                     "preference": self._preference,
                     "supervised": self._supervised,
@@ -206,6 +209,9 @@ class _Runner:
     def build(self) -> None:
         """Import the components and open the data: all that can be wrong before a model is loaded."""
         recipe = self.recipe
+        if recipe.loop == "bilevel":
+            self._build_bilevel()
+            return
         assert recipe.data is not None
         if recipe.loop == "preference":
             self._build_preference(recipe.data)
@@ -228,12 +234,18 @@ class _Runner:
             watch={name: build("rewards", spec, f"watch.{name}") for name, spec in recipe.watch.items()},
             on_bad_score=recipe.on_bad_score,
         )
-        self.sampler: Any = build("sampling", recipe.sampling)
-        self.sampler.prepare(data_length(self.data.train), recipe.seed)
+        self._build_sampler()
         if recipe.loop == "pathwise":
             self.signal.advantage = None  # nothing is estimated from scores
             check_rewards(self.signal, self.data.train[0])
             return
+        self._build_objective()
+
+    def _build_sampler(self) -> None:
+        self.sampler: Any = build("sampling", self.recipe.sampling)
+        self.sampler.prepare(data_length(self.data.train), self.recipe.seed)
+
+    def _build_objective(self) -> None:
         self.objective = self._built_objective()
         check_fields(
             self.signal,
@@ -242,6 +254,34 @@ class _Runner:
             policy_fields=self.domain.policy_fields(),
             prepared={"logp_ref", "kl_old", "drift", "values", "values_old", "ref_scores"},
         )
+
+    def _build_bilevel(self) -> None:
+        recipe, settings = self.recipe, self.recipe.bilevel
+        if self.accelerator.num_processes > 1:
+            raise RecipeError("loop: bilevel runs in one process; its inner runs go side by side (bilevel.workers).")
+        self.inner = InnerRuns(
+            inner_recipe(settings),
+            self.run / "inner",
+            make_pool(settings),
+            metric=settings.metric,
+            share=settings.share,
+            retries=settings.retries,
+            last=inner_recipe(settings, settings.last),
+        )
+        self.performance = Performance(self.inner, self.inner.names, population=settings.population)
+        if recipe.data is None:
+            self.data = self.domain.Data(expressions.instruction(self.inner.names), ())
+        else:
+            found = self.domain.load_data(recipe.data, loop="online", evaluation=recipe.evaluation, seed=recipe.seed)
+            self.data = self.domain.Data(found.train, ())
+        self.signal = Signal(
+            rewards={"performance": self.performance},
+            advantage=None if recipe.advantage is None else build("advantages", recipe.advantage, "advantage"),
+            watch={name: build("rewards", spec, f"watch.{name}") for name, spec in recipe.watch.items()},
+            on_bad_score=recipe.on_bad_score,
+        )
+        self._build_sampler()
+        self._build_objective()
 
     def _build_preference(self, data: str) -> None:
         recipe = self.recipe
@@ -276,6 +316,8 @@ class _Runner:
         settings, base = self.recipe.policy, self.run / "base"
         policy = self.domain.build_policy(settings, base=base if base.exists() else None, seed=self.recipe.seed)
         policy.to(self.accelerator.device)
+        if self.recipe.loop == "bilevel" and self.recipe.bilevel.write != "anything":
+            expressions.restrict(policy, len(self.inner.names), grammar=self.recipe.bilevel.write == "grammar")
         if "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in policy.parameters()) < _SMALL:
             torch.set_num_threads(1)
         if self.recipe.warm_start is not None and not base.exists():
@@ -290,8 +332,11 @@ class _Runner:
     def _warm_start(self, policy: Any) -> None:
         warm = self.recipe.warm_start
         assert warm is not None
-        assert self.recipe.data is not None
-        rows = self.domain.demonstrations(self.recipe.data, self.recipe.seed)
+        if self.recipe.loop == "bilevel":
+            rows = expressions.demonstrations(self.data.train, len(self.inner.names), self.recipe.seed)
+        else:
+            assert self.recipe.data is not None
+            rows = self.domain.demonstrations(self.recipe.data, self.recipe.seed)
         loop = Supervised(
             policy,
             rows,
@@ -346,6 +391,36 @@ class _Runner:
             accelerator=self.accelerator,
         )
         return self._rewarded(loop, policy, state, interrupt)
+
+    def _bilevel(self, interrupt: _Interrupt) -> tuple[str, str]:
+        with self.inner.pool:
+            base = self.inner.prepare()
+            state, reason = self._online(interrupt)
+            if state == "finished":
+                self._conclude(base)
+        return state, reason
+
+    def _tell_expressions(self) -> None:
+        """What a step of the bilevel loop tried, and what each was worth; checkpoints that nobody needs are deleted."""
+        for record in self.performance.records:
+            self.records.line("expressions", {"step": self.step, **record})
+        self.inner.forget([self.performance.start])
+
+    def _conclude(self, base: float) -> None:
+        """Train with the best expression on all training data (or take what a population has arrived at), and say how good."""
+        best, settings = self.performance.best, self.recipe.bilevel
+        runs = []
+        if best is not None:
+            start = self.performance.start if settings.population else None
+            runs = self.inner.conclude(best["expression"], start, settings.last_runs)
+        found = {
+            "metric": settings.metric,
+            "base": base,
+            "best": best,
+            "primitives": self.inner.names,
+            "last_runs": runs,
+        }
+        self.records.record("expression", found)
 
     def _pathwise(self, interrupt: _Interrupt) -> tuple[str, str]:
         recipe, given = self.recipe, self.recipe.pathwise
@@ -416,6 +491,8 @@ class _Runner:
                 self._keep_samples(loop, evaluation, "after")
             often = recipe.run.samples_every
             self.records.step(result, self.elapsed, samples=bool(often) and self.step % often == 0)
+            if recipe.loop == "bilevel":
+                self._tell_expressions()
             return result.metrics
 
         return self._steps(loop, policy, step, interrupt)

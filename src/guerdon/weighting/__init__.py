@@ -8,6 +8,7 @@ from __future__ import annotations
 from guerdon.stages import lazy
 
 MEMBERS = {
+    "expression": "expression",
     "gradient_alignment": "gradient_alignment",
     "hypervolume": "hypervolume",
     "lagrangian": "lagrangian",

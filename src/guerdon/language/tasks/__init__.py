@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 # name -> module of this package that defines TASK
-TASKS = {"drafts": "drafts", "experts": "experts", "hacking": "hacking", "sort": "sort", "topics": "topics"}
+TASKS = {
+    "drafts": "drafts",
+    "experts": "experts",
+    "formulas": "formulas",
+    "hacking": "hacking",
+    "sort": "sort",
+    "topics": "topics",
+}
 
 
 @dataclass(frozen=True)

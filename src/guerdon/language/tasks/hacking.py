@@ -82,6 +82,16 @@ def exclamations(samples: Sequence[Sequence[str]]) -> list[list[float]]:
     return [[text.count(HACK) / LENGTH for text in group] for group in samples]
 
 
+def marks(samples: Sequence[Sequence[str]]) -> list[list[float]]:
+    """The number of `!`: a score in another unit than the shares, so that a plain sum is mostly this.
+
+    Example:
+        >>> marks([["01!!"]])
+        [[2.0]]
+    """
+    return [[float(text.count(HACK)) for text in group] for group in samples]
+
+
 def _proxy(text: str, right: str) -> float:
     hacks = text.count(HACK)
     return 0.8 * _matches(text, right) + 0.9 * hacks + 0.1 * hacks**2
