@@ -61,6 +61,11 @@ def test_words_that_are_no_settings(words: list[str]) -> None:
         ({"rewards": ["a"]}, {"rewards.b": "c"}, {"rewards": {"a": "a", "b": "c"}}),
         ({"rewards": {"a": "x", "b": "y"}}, {"rewards.a": None}, {"rewards": {"b": "y"}}),
         ({"rewards": {"a": "x"}}, {"rewards.a.x.k": 1}, {"rewards": {"a": {"x": {"k": 1}}}}),
+        (
+            {"rewards": {"a": {"x": {"of": {"one": {"k": 1}}, "n": 1}}}},
+            {"rewards.a.x.of": {"other": {"m": 2}}},
+            {"rewards": {"a": {"x": {"of": {"other": {"m": 2}}, "n": 1}}}},
+        ),
         ({"rewards": {"a": "x"}}, {"rewards": ["y"]}, {"rewards": ["y"]}),
         ({"shaping": {"a": ["x", "y"]}}, {"shaping.a.y.k": 1}, {"shaping": {"a": ["x", {"y": {"k": 1}}]}}),
     ],

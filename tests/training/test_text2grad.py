@@ -14,6 +14,7 @@ from guerdon.errors import RecipeError
 from guerdon.language.policy import LanguagePolicy
 from guerdon.language.tasks import sort
 from guerdon.objectives import ppo
+from guerdon.recipes import load_recipe
 from guerdon.rewards.critics.program import ProgramCritic
 from guerdon.rewards.spans import Spans
 from guerdon.signal import Signal
@@ -135,3 +136,9 @@ def test_the_recipe_and_going_on_after_a_stop(tmp_path):
 def test_a_model_of_ones_own_needs_a_critic(tmp_path, capsys):
     assert main(["train", "text2grad", "--policy.model", "m", "--data", "d.jsonl"]) != 0
     assert "rewards.feedback.spans: the option critic must be given" in capsys.readouterr().err
+
+
+def test_another_critic_takes_the_place_of_the_trial_s():
+    recipe = load_recipe("text2grad", ["--rewards.feedback.spans.critic", "{classifier: {model: ./judge}}"])
+    assert recipe.policy.model == "sort"
+    assert recipe.rewards == {"feedback": {"spans": {"critic": {"classifier": {"model": "./judge"}}}}}

@@ -52,8 +52,8 @@ def apply(
 
     Args:
         raw: the recipe as written.
-        overrides: dotted path -> value. A mapping given for a section is merged into it; null given for a named reward,
-            shaping or watch entry removes it.
+        overrides: dotted path -> value. A mapping given for a section is merged into it, one given for an option of a
+            component takes its place; null given for a named reward, shaping or watch entry removes it.
         components: settings that hold one component.
         tables: settings that hold named components.
     """
@@ -74,15 +74,16 @@ def apply(
     return result
 
 
-def _nested(current: Any, keys: list[str], value: Any, path: str) -> Any:
+def _nested(current: Any, keys: list[str], value: Any, path: str, *, whole: bool = False) -> Any:
+    """Settings with one of them set; a mapping is merged into the one that is there, or `whole` takes its place."""
     if current is not None and not isinstance(current, Mapping):
         raise RecipeError(
             f"{path}: {path.removesuffix('.' + '.'.join(keys))} is {current!r:.60}, which has no settings."
         )
     branch = dict(current or {})
     if len(keys) > 1:
-        branch[keys[0]] = _nested(branch.get(keys[0]), keys[1:], value, path)
-    elif isinstance(branch.get(keys[0]), Mapping) and isinstance(value, Mapping):
+        branch[keys[0]] = _nested(branch.get(keys[0]), keys[1:], value, path, whole=whole)
+    elif isinstance(branch.get(keys[0]), Mapping) and isinstance(value, Mapping) and not whole:
         branch[keys[0]] = {**branch[keys[0]], **value}
     else:
         branch[keys[0]] = value
@@ -100,7 +101,8 @@ def _component(current: Any, rest: str, value: Any) -> Any:
     if not keys:
         return {name: value}
     existing = current.get(name) if isinstance(current, Mapping) else None
-    return {name: _nested(existing, keys, value, rest)}
+    # an option is what was given for it: merged, one critic in the place of another would be two
+    return {name: _nested(existing, keys, value, rest, whole=True)}
 
 
 def _entry(current: Any, rest: str, value: Any, path: str) -> dict[str, Any]:
