@@ -70,7 +70,8 @@ def gae_by_component(
 
     Edge cases:
         A component that was not scored adds nothing to that sample; its returns are the head's values. A stream whose
-        advantages are all equal adds 0.
+        advantages are all equal adds 0. One that holds rounding errors alone, as a divergence does while the policy is its
+        own reference, is normalised like any other; an eps above them leaves it out.
 
     Example:
         >>> scores, nothing = torch.tensor([[[0.0, 5.0], [2.0, 5.0]]]), torch.zeros(1, 2, 1, 2)
