@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -52,7 +53,25 @@ def finish(folder: Path) -> None:
 
     print_summary(folder)
     print_samples(folder)
+    _print_expression(folder)
     print(f"{write_report(folder)}")
+
+
+def _print_expression(folder: Path) -> None:
+    """What a bilevel run has found to be worth rewarding."""
+    path = folder / "expression.json"
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    metric, best = found["metric"], found["best"]
+    print(f"{metric} of the base: {found['base']:.4g}")
+    if best is None:
+        print("no expression was valid")
+        return
+    named = ", ".join(f"g{k + 1} = {name}" for k, name in enumerate(found["primitives"]))
+    print(f"best expression: {best['expression']} ({named}), {best['performance']:.4g} where it was tried")
+    for run in found["last_runs"]:
+        print(f"on all training data: {run[metric]:.4g}  {run['run']}")
 
 
 def _check_roots(settings: Sequence[str], parser: Parser) -> None:

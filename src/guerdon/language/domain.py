@@ -45,10 +45,20 @@ def build_policy(settings: Any, *, base: Path | None = None, seed: int = 0) -> A
     }
     task = find(settings.model) if settings.model in TASKS else None
     if base is not None:
-        return LanguagePolicy.load(str(base), **options)
+        return _in_memory_of_its_own(LanguagePolicy.load(str(base), **options))
     if task is not None:
         return LanguagePolicy.load(task.model(seed), tokenizer=task.tokenizer(), **options)
     return LanguagePolicy.load(settings.model, **options)
+
+
+def _in_memory_of_its_own(policy: Any) -> Any:
+    """A policy whose weights begin where those of a fresh model do, not where they lie in a mapped file.
+
+    Products are rounded differently there, and a run that is begun again after its warm start must give the same numbers.
+    """
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.clone()
+    return policy
 
 
 def add_adapters(policy: Any, settings: Any) -> None:
