@@ -284,8 +284,8 @@ def _flow_section(sides: dict[str, Any]) -> Section:
         f"CPU seconds a step, the median of {len(sides['guerdon'])} runs' medians of {settings['steps']} steps and in brackets "
         f"the least step of all; {settings['prompts']} prompts, {settings['group']} samples each, "
         f"{settings['denoising_steps']} denoising steps, the bundled shapes' U-Net untrained. `loop` is the arithmetic of the "
-        "published step loops; with channels last it has the layout of memory that guerdon gives to such networks. The "
-        f"machine was not quiet: load averages of {min(loads):.1f} to {max(loads):.1f} on 2 cores. Ratio: guerdon's seconds "
+        "published step loops; with channels last it has the layout of memory that guerdon gives to such networks. "
+        f"Load averages of {min(loads):.1f} to {max(loads):.1f} on 2 cores. Ratio: guerdon's seconds "
         "to the row's, of medians and in brackets of least steps. Final reward: mean of the last three steps.",
         ("side", "CPU s", *FLOW_PHASES, "peak MiB", "final reward", "guerdon to it", "target"),
         rows,
